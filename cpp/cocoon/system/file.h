@@ -1,0 +1,67 @@
+#pragma once
+// Files and folders: whole small files, atomic replacement, private folders, sparse copies, file locks.
+// Errors   StoreError naming the path and the system's own words, unless said otherwise. All opens are O_CLOEXEC.
+
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <string_view>
+
+#include "cocoon/system/cancel.h"
+#include "cocoon/system/fd.h"
+
+namespace cocoon::system {
+
+using Path = std::filesystem::path;
+
+// The file's text, nullopt if there is no such file. Longer than `max_bytes`: StoreError.
+std::optional<std::string> find_text(const Path& path, std::size_t max_bytes);
+
+// The last `max_bytes` of a log as whole lines, at most `max_lines`; "" if it does not exist.
+std::string tail_text(const Path& path, std::size_t max_lines, std::size_t max_bytes = 16384);
+
+// Durable  the file holds the old or the new text, whole, whatever happens: temp file, fdatasync, rename, folder synced.
+void write_text_atomic(const Path& path, std::string_view text, unsigned mode = 0600);
+
+// fsync of a folder, so that a name made or removed in it stays.
+void sync_dir(const Path& path);
+
+// mkdir -p; folders it makes are 0700. An existing last component must be a folder.
+void make_private_dirs(const Path& path);
+
+// rm -rf without following links; absent is fine.
+void remove_tree(const Path& path);
+
+// Unlinks a file or socket; absent is fine.
+void remove_file(const Path& path);
+
+// A new file (0600) of `size` bytes that holds nothing; an existing file is an error.
+void make_sparse_file(const Path& path, std::int64_t size_bytes);
+
+// A new file (0600) with the bytes of another: reflink where the file system can, else its data, holes kept.
+// Blocks   for the whole copy; asks `cancel` between pieces. On any error the new file is gone.
+void copy_file(const Path& from, const Path& to, Cancel& cancel);
+
+// Holds an exclusive flock on a file until destroyed. The kernel queues waiters of all threads and processes alike,
+// since every lock has its own open file.
+class FileLock {
+ public:
+  // Makes the file (0600) if absent. Blocks until it has the lock.
+  static FileLock acquire(const Path& path);
+  // The same in slices, for locks that are held for long.
+  static FileLock acquire(const Path& path, Cancel& cancel);
+  // nullopt if somebody else holds it.
+  static std::optional<FileLock> try_acquire(const Path& path);
+  // True if somebody holds it now. An absent file is held by nobody, and is not made.
+  static bool is_held(const Path& path);
+
+  [[nodiscard]] int fd() const { return fd_.get(); }
+
+ private:
+  explicit FileLock(Fd fd) : fd_(std::move(fd)) {}
+  Fd fd_;
+};
+
+}  // namespace cocoon::system

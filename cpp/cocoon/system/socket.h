@@ -1,0 +1,40 @@
+#pragma once
+// UNIX stream sockets, as a client, with deadlines.
+
+#include <chrono>
+#include <cstddef>
+#include <string>
+#include <string_view>
+
+#include "cocoon/system/cancel.h"
+#include "cocoon/system/fd.h"
+#include "cocoon/system/file.h"
+
+namespace cocoon::system {
+
+enum class SocketProbe { kLive, kDead, kInconclusive };
+
+// Somebody accepts there: kLive. No file, or nobody listens: kDead. Anything else (time-out, full backlog,
+// permission): kInconclusive.
+SocketProbe probe_socket(const Path& path, std::chrono::milliseconds timeout);
+
+class UnixStream {
+ public:
+  // Paths of any length (longer ones than sun_path go through the folder's descriptor).
+  // Errors   VmmError: nobody listens. VmmTimeout.
+  static UnixStream connect(const Path& path, std::chrono::milliseconds timeout);
+
+  // Sends all of it. Errors VmmError: the peer closed. VmmTimeout.
+  void send(std::string_view bytes, std::chrono::milliseconds timeout, Cancel& cancel);
+  // The next line without its '\n'; at most `max_bytes`. Errors VmmError: the peer closed, or the line is too long.
+  std::string receive_line(std::chrono::milliseconds timeout, Cancel& cancel, std::size_t max_bytes = 1 << 20);
+
+  [[nodiscard]] int fd() const { return fd_.get(); }
+
+ private:
+  explicit UnixStream(Fd fd) : fd_(std::move(fd)) {}
+  Fd fd_;
+  std::string buffer_;  // received, not yet returned
+};
+
+}  // namespace cocoon::system

@@ -1,0 +1,73 @@
+#pragma once
+// One hypervisor's way of doing what the engine asks: which command, which files, which calls. A driver keeps no state
+// and decides nothing: when to call what, and what it means for the ledger, is the engine's.
+// Threads  every method may be called concurrently.
+// Errors   VmmError (the VMM's status and answer), VmmTimeout, Cancelled, unless said otherwise.
+
+#include <chrono>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "cocoon/lifecycle/record.h"
+#include "cocoon/system/cancel.h"
+#include "cocoon/system/file.h"
+#include "cocoon/system/process.h"
+
+namespace cocoon::vmm {
+
+// What the VMM says of its guest. A VMM exists before its guest runs.
+enum class GuestState { kNotBooted, kRunning, kPaused, kEnded };
+
+// What the engine spawns. The run dir is the working directory.
+struct Command {
+  std::vector<std::string> argv;         // argv[0]: absolute path of the binary
+  std::vector<std::string> environment;  // "K=V", beside the engine's short list
+};
+
+class Driver {
+ public:
+  virtual ~Driver() = default;
+
+  // "qemu", "firecracker", "cloud-hypervisor".
+  [[nodiscard]] virtual std::string_view hypervisor() const = 0;
+  // The program's usual name, looked up in PATH.
+  [[nodiscard]] virtual std::string_view program() const = 0;
+
+  // Refuses what this hypervisor cannot do, before anything is made. Errors InvalidArgument.
+  virtual void check(const lifecycle::VmConfig& config) const = 0;
+
+  [[nodiscard]] virtual Command command(const lifecycle::VmRecord& vm, const system::Path& binary) const = 0;
+  // Names in the run dir that a VMM leaves behind and that must be gone before the next one starts.
+  [[nodiscard]] virtual std::vector<std::string> runtime_files() const = 0;
+  [[nodiscard]] virtual system::Path api_socket(const lifecycle::VmRecord& vm) const = 0;
+  [[nodiscard]] virtual system::Path console(const lifecycle::VmRecord& vm) const = 0;      // a UNIX socket
+  [[nodiscard]] virtual system::Path console_log(const lifecycle::VmRecord& vm) const = 0;  // what the guest printed
+  [[nodiscard]] virtual system::Path log(const lifecycle::VmRecord& vm) const = 0;          // the VMM's own
+  // True for a process that this driver would have spawned for this VM id with this run dir.
+  [[nodiscard]] virtual bool owns(const system::ProcessInfo& process, std::string_view vm_id,
+                                  const system::Path& run_dir) const = 0;
+
+  // The VMM answers on its socket: configure it and let the guest run.
+  virtual void boot(const lifecycle::VmRecord& vm, std::chrono::milliseconds timeout, system::Cancel& cancel) const = 0;
+  [[nodiscard]] virtual GuestState guest_state(const lifecycle::VmRecord& vm, std::chrono::milliseconds timeout,
+                                               system::Cancel& cancel) const = 0;
+  // Both succeed when it is so already.
+  virtual void pause(const lifecycle::VmRecord& vm, std::chrono::milliseconds timeout,
+                     system::Cancel& cancel) const = 0;
+  virtual void resume(const lifecycle::VmRecord& vm, std::chrono::milliseconds timeout,
+                      system::Cancel& cancel) const = 0;
+  // Asks the guest to power off (ACPI button, Ctrl-Alt-Del); returns when it was asked.
+  virtual void request_power_off(const lifecycle::VmRecord& vm, std::chrono::milliseconds timeout,
+                                 system::Cancel& cancel) const = 0;
+  // Ends the VMM in its own orderly way (disks flushed); returns when it was asked.
+  virtual void quit(const lifecycle::VmRecord& vm, std::chrono::milliseconds timeout,
+                    system::Cancel& cancel) const = 0;
+};
+
+// One per hypervisor name. Errors InvalidArgument naming the known ones.
+std::unique_ptr<Driver> make_driver(std::string_view hypervisor);
+std::vector<std::string_view> hypervisors();
+
+}  // namespace cocoon::vmm
