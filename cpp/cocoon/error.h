@@ -22,23 +22,23 @@ class Error : public std::runtime_error {
 // Nothing has this id, name or prefix, or it was removed meanwhile.
 class NotFound : public Error {
  public:
-  NotFound(const std::string& message, std::string ref) : Error(message), ref(std::move(ref)) {}
+  NotFound(const std::string& message, std::string the_ref) : Error(message), ref(std::move(the_ref)) {}
   std::string ref;
 };
 
 // A prefix or name fits several.
 class AmbiguousRef : public Error {
  public:
-  AmbiguousRef(const std::string& message, std::string ref, std::vector<std::string> candidates)
-      : Error(message), ref(std::move(ref)), candidates(std::move(candidates)) {}
+  AmbiguousRef(const std::string& message, std::string the_ref, std::vector<std::string> the_candidates)
+      : Error(message), ref(std::move(the_ref)), candidates(std::move(the_candidates)) {}
   std::string ref;
   std::vector<std::string> candidates;
 };
 
 class AlreadyExists : public Error {
  public:
-  AlreadyExists(const std::string& message, std::string name, std::string id)
-      : Error(message), name(std::move(name)), id(std::move(id)) {}
+  AlreadyExists(const std::string& message, std::string the_name, std::string the_id)
+      : Error(message), name(std::move(the_name)), id(std::move(the_id)) {}
   std::string name;
   std::string id;
 };
@@ -52,7 +52,7 @@ class InvalidArgument : public Error {
 // The state that refuses: "running", "creating", …
 class InvalidState : public Error {
  public:
-  InvalidState(const std::string& message, std::string state) : Error(message), state(std::move(state)) {}
+  InvalidState(const std::string& message, std::string the_state) : Error(message), state(std::move(the_state)) {}
   std::string state;
 };
 
@@ -65,7 +65,7 @@ class Inconclusive : public Error {
 // The VMM refused, failed or died. `status` and `body` are its answer, `log_tail` the last lines of its log.
 class VmmError : public Error {
  public:
-  explicit VmmError(const std::string& message, int status = 0, std::string body = {}, std::string log_tail = {})
+  explicit VmmError(const std::string& message, int the_status = 0, std::string the_body = {}, std::string log_tail = {})
       : Error(message), status(status), body(std::move(body)), log_tail(std::move(log_tail)) {}
   int status;
   std::string body;
@@ -80,8 +80,8 @@ class VmmTimeout : public VmmError {
 // An error of the operating system on one path.
 class PathError : public Error {
  public:
-  PathError(const std::string& message, std::string path, int code = 0)
-      : Error(message), path(std::move(path)), code(code) {}
+  PathError(const std::string& message, std::string the_path, int the_code = 0)
+      : Error(message), path(std::move(the_path)), code(the_code) {}
   std::string path;
   int code;  // errno, 0 where none fits
 };
@@ -101,8 +101,8 @@ class LedgerError : public PathError {
 // An archive or its metadata was refused.
 class CorruptSnapshot : public Error {
  public:
-  CorruptSnapshot(const std::string& message, std::string path, std::string member)
-      : Error(message), path(std::move(path)), member(std::move(member)) {}
+  CorruptSnapshot(const std::string& message, std::string the_path, std::string the_member)
+      : Error(message), path(std::move(the_path)), member(std::move(the_member)) {}
   std::string path;
   std::string member;
 };
@@ -116,9 +116,9 @@ class Cancelled : public Error {
 // Some of several references failed. `errors` is keyed by the reference as given.
 class BulkError : public Error {
  public:
-  BulkError(const std::string& message, std::vector<std::string> succeeded,
-            std::map<std::string, std::exception_ptr> errors)
-      : Error(message), succeeded(std::move(succeeded)), errors(std::move(errors)) {}
+  BulkError(const std::string& message, std::vector<std::string> the_succeeded,
+            std::map<std::string, std::exception_ptr> the_errors)
+      : Error(message), succeeded(std::move(the_succeeded)), errors(std::move(the_errors)) {}
   std::vector<std::string> succeeded;
   std::map<std::string, std::exception_ptr> errors;
 };
