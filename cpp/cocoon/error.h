@@ -65,8 +65,9 @@ class Inconclusive : public Error {
 // The VMM refused, failed or died. `status` and `body` are its answer, `log_tail` the last lines of its log.
 class VmmError : public Error {
  public:
-  explicit VmmError(const std::string& message, int the_status = 0, std::string the_body = {}, std::string log_tail = {})
-      : Error(message), status(status), body(std::move(body)), log_tail(std::move(log_tail)) {}
+  explicit VmmError(const std::string& message, int the_status = 0, std::string the_body = {},
+                    std::string the_log_tail = {})
+      : Error(message), status(the_status), body(std::move(the_body)), log_tail(std::move(the_log_tail)) {}
   int status;
   std::string body;
   std::string log_tail;
