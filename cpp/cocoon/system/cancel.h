@@ -10,7 +10,7 @@ namespace cocoon::system {
 class Cancel {
  public:
   // `poll` is asked by check() on the thread that made this object, at most every kSlice: it may throw, or call
-  // request(). Empty: only request() cancels.
+  // request(). Calls shorter than a slice never ask. Empty: only request() cancels.
   explicit Cancel(std::function<void()> poll = {});
 
   static constexpr std::chrono::milliseconds kSlice{40};  // Ctrl-C must act within 100 ms
@@ -25,7 +25,11 @@ class Cancel {
  private:
   std::atomic<bool> requested_{false};
   std::function<void()> poll_;
-  unsigned long owner_;
+  unsigned long owner_;  // pthread_t
+  std::chrono::steady_clock::time_point polled_at_;  // used on the owner's thread only
 };
+
+// Waits, in slices, asking `cancel` between them. For polling; nothing in the engine waits without a deadline.
+void pause_for(std::chrono::nanoseconds duration, Cancel& cancel);
 
 }  // namespace cocoon::system

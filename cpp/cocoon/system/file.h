@@ -19,7 +19,8 @@ using Path = std::filesystem::path;
 // The file's text, nullopt if there is no such file. Longer than `max_bytes`: StoreError.
 std::optional<std::string> find_text(const Path& path, std::size_t max_bytes);
 
-// The last `max_bytes` of a log as whole lines, at most `max_lines`; "" if it does not exist.
+// The last `max_bytes` of a log as whole lines, at most `max_lines`, the last one without its '\n'; "" if it does not
+// exist. The last line may be unfinished, and a line longer than all of `max_bytes` is given by its end.
 std::string tail_text(const Path& path, std::size_t max_lines, std::size_t max_bytes = 16384);
 
 // Durable  the file holds the old or the new text, whole, whatever happens: temp file, fdatasync, rename, folder synced.
@@ -41,20 +42,24 @@ void remove_file(const Path& path);
 void make_sparse_file(const Path& path, std::int64_t size_bytes);
 
 // A new file (0600) with the bytes of another: reflink where the file system can, else its data, holes kept.
-// Blocks   for the whole copy; asks `cancel` between pieces. On any error the new file is gone.
+// Durable  the bytes are on the disk; the name is once its folder was synced.
+// Blocks   for the whole copy; asks `cancel` between pieces. On any error the new file is gone; an existing one stays.
 void copy_file(const Path& from, const Path& to, Cancel& cancel);
 
 // Holds an exclusive flock on a file until destroyed. The kernel queues waiters of all threads and processes alike,
-// since every lock has its own open file.
+// since every lock has its own open file. Destroying closes our descriptor and does not unlock: a child that inherited
+// it goes on holding the lock. (So does, for the fraction of a millisecond from fork to exec, any child another thread
+// is spawning at that moment.) A lock file that is replaced while we wait is opened anew: the lock got is the path's.
 class FileLock {
  public:
   // Makes the file (0600) if absent. Blocks until it has the lock.
   static FileLock acquire(const Path& path);
   // The same in slices, for locks that are held for long.
   static FileLock acquire(const Path& path, Cancel& cancel);
-  // nullopt if somebody else holds it.
+  // nullopt if somebody else holds it. is_held() of others does not count: it is waited out, up to a second.
   static std::optional<FileLock> try_acquire(const Path& path);
-  // True if somebody holds it now. An absent file is held by nobody, and is not made.
+  // True if somebody holds it now. An absent file is held by nobody, and is not made. Asks with a shared lock, held for
+  // microseconds: acquire() waits that long for us, try_acquire() too.
   static bool is_held(const Path& path);
 
   [[nodiscard]] int fd() const { return fd_.get(); }
