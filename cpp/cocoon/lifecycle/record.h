@@ -107,6 +107,10 @@ struct SnapshotRecord {
 // What a VM of this configuration is billed for: its own disk and its writable data disks, logical bytes.
 metering::Shape shape_of(const VmConfig& config);
 
+// Errors   InvalidArgument: more than 64 labels, a key not of 1 to 63 bytes, a value over 256 bytes, text that is not
+//          UTF-8 or has control characters.
+void check_labels(const std::map<std::string, std::string>& labels);
+
 // The JSON documents of the store. Reading is strict: a missing or mistyped field is an InvalidArgument that names it;
 // unknown fields are refused too (a newer schema has a newer database version).
 std::string to_document(const VmRecord& record);

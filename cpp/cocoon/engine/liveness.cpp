@@ -1,0 +1,97 @@
+#include "cocoon/engine/liveness.h"
+
+#include <chrono>
+#include <filesystem>
+
+#include <fmt/format.h>
+
+#include "cocoon/error.h"
+#include "cocoon/system/cancel.h"
+#include "cocoon/system/clock.h"
+#include "cocoon/system/file.h"
+
+namespace cocoon::engine {
+namespace {
+
+using namespace std::chrono_literals;
+
+// The recorded process, if it still exists (also as a zombie).
+std::optional<system::ProcessInfo> find_recorded(const lifecycle::VmRecord& vm) {
+  if (!vm.process || vm.process->boot_id != system::system_clock().boot_id()) return std::nullopt;
+  const auto identity = from_record(*vm.process);
+  auto found = system::find_process(identity.pid);
+  if (!found || !(found->identity == identity)) return std::nullopt;
+  return found;
+}
+
+}  // namespace
+
+lifecycle::ProcessIdentity to_record(const system::ProcessIdentity& process) {
+  return {.pid = process.pid, .start_ticks = process.start_ticks, .boot_id = process.boot_id};
+}
+
+system::ProcessIdentity from_record(const lifecycle::ProcessIdentity& process) {
+  return {
+      .pid = static_cast<pid_t>(process.pid), .start_ticks = process.start_ticks, .boot_id = process.boot_id};
+}
+
+std::vector<system::ProcessInfo> find_processes(const vmm::Driver& driver, const lifecycle::VmRecord& vm) {
+  return system::scan_processes([&](const system::ProcessInfo& process) {
+    return !process.zombie() && driver.owns(process, vm.id, vm.run_dir);
+  });
+}
+
+Liveness probe(const vmm::Driver& driver, const lifecycle::VmRecord& vm) {
+  try {
+    const auto recorded = find_recorded(vm);
+    if (recorded && !recorded->zombie() && driver.owns(*recorded, vm.id, vm.run_dir))
+      return {.life = Life::kAlive, .process = recorded->identity, .why = {}};
+
+    const system::Path lock = system::Path(vm.run_dir) / kLockFile;
+    std::error_code ignored;
+    const bool held = system::FileLock::is_held(lock);
+    // Without the file nobody can tell by it: somebody removed the folder, perhaps under a living VMM.
+    if (!held && (std::filesystem::exists(lock, ignored) || vm.state == lifecycle::VmState::kCreating))
+      return {};
+    const auto found = find_processes(driver, vm);
+    if (!found.empty()) return {.life = Life::kAlive, .process = found.front().identity, .why = {}};
+    if (!held) return {};
+    // A VMM lets go of the lock while it dies, before /proc forgets its argv or just after: ask once more.
+    if (!system::FileLock::is_held(lock)) return {};
+    return {.life = Life::kUnknown,
+            .process = {},
+            .why = fmt::format("{} is held by a process that is not found in /proc", lock.string())};
+  } catch (const Inconclusive& error) {
+    return {.life = Life::kUnknown, .process = {}, .why = error.what()};
+  } catch (const StoreError& error) {
+    return {.life = Life::kUnknown, .process = {}, .why = error.what()};
+  }
+}
+
+std::optional<lifecycle::Death> find_death(const lifecycle::VmRecord& vm) {
+  if (!vm.process) return std::nullopt;
+  const system::Path file = system::Path(vm.run_dir) / kExitFile;
+  const auto read = [&]() -> std::optional<lifecycle::Death> {
+    const auto exit = system::find_exit_record(file);
+    if (!exit || !(exit->identity == from_record(*vm.process))) return std::nullopt;
+    return lifecycle::Death{
+        .at = {.wall_ns = exit->wall_ns, .uptime_ns = exit->uptime_ns, .boot_id = exit->identity.boot_id},
+        .evidence = "shim"};
+  };
+  // The parent stamps the death within a millisecond and reaps afterwards: while there is a zombie, the line is coming.
+  const auto deadline = std::chrono::steady_clock::now() + 500ms;
+  system::Cancel never;
+  for (;;) {
+    if (auto death = read()) return death;
+    const auto recorded = find_recorded(vm);
+    if (!recorded || !recorded->zombie()) return read();
+    if (std::chrono::steady_clock::now() >= deadline) return std::nullopt;
+    system::pause_for(1ms, never);
+  }
+}
+
+void kill_process(const system::ProcessIdentity& process) {
+  if (const auto pidfd = system::Pidfd::open(process)) system::kill_now(*pidfd);
+}
+
+}  // namespace cocoon::engine

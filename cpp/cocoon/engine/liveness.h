@@ -1,0 +1,44 @@
+#pragma once
+// Is this VM's VMM alive, which process is it, and when did it die?
+//
+// Three witnesses, in this order: the recorded identity (pid, start time, boot id) checked again by argv; the flock on
+// vm.lock, which the VMM inherits and holds for all its life, whatever its pid; the /proc scan, when those two do not
+// agree. A process that is not proven to be this VM's is never signalled.
+
+#include <optional>
+#include <string>
+
+#include "cocoon/lifecycle/record.h"
+#include "cocoon/lifecycle/transition.h"
+#include "cocoon/system/process.h"
+#include "cocoon/vmm/driver.h"
+
+namespace cocoon::engine {
+
+enum class Life { kDead, kAlive, kUnknown };
+
+struct Liveness {
+  Life life = Life::kDead;
+  std::optional<system::ProcessIdentity> process;  // when alive
+  std::string why;                                 // when unknown
+};
+
+inline constexpr const char* kLockFile = "vm.lock";
+inline constexpr const char* kExitFile = "exit";
+
+Liveness probe(const vmm::Driver& driver, const lifecycle::VmRecord& vm);
+
+// What the VMM's parent wrote down of the death of the recorded process. Waits a moment for it when the process is
+// dead but not yet reaped: its parent is writing. A stale or forged file says nothing.
+std::optional<lifecycle::Death> find_death(const lifecycle::VmRecord& vm);
+
+// Processes of this VM that the record may not know of. Errors Inconclusive.
+std::vector<system::ProcessInfo> find_processes(const vmm::Driver& driver, const lifecycle::VmRecord& vm);
+
+// Kills that very process if it is still there.
+void kill_process(const system::ProcessIdentity& process);
+
+lifecycle::ProcessIdentity to_record(const system::ProcessIdentity& process);
+system::ProcessIdentity from_record(const lifecycle::ProcessIdentity& process);
+
+}  // namespace cocoon::engine
