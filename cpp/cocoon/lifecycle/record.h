@@ -72,7 +72,8 @@ struct VmRecord {
   std::int64_t updated_at_ns = 0;
   std::optional<Instant> started;          // compute is open iff started is set and stopped_at_ns is not
   std::optional<std::int64_t> stopped_at_ns;
-  std::optional<Instant> last_alive;       // when the VMM was last proven alive, while compute is open
+  std::optional<Instant> compute_since;    // a relabel has reopened the compute interval then; else it began at `started`
+  std::optional<Instant> last_alive;       // when the VMM was last proven alive within the open compute interval
   std::uint64_t compute_interval = 0;      // seq of the start of the open interval, 0 when closed
   std::uint64_t storage_interval = 0;
   std::optional<ProcessIdentity> process;  // of the VMM that `started` speaks of
@@ -105,6 +106,7 @@ struct SnapshotRecord {
 };
 
 // What a VM of this configuration is billed for: its own disk and its writable data disks, logical bytes.
+// Errors   InvalidArgument: a negative number, or a sum beyond 2^63 - 1.
 metering::Shape shape_of(const VmConfig& config);
 
 // Errors   InvalidArgument: more than 64 labels, a key not of 1 to 63 bytes, a value over 256 bytes, text that is not
@@ -112,7 +114,8 @@ metering::Shape shape_of(const VmConfig& config);
 void check_labels(const std::map<std::string, std::string>& labels);
 
 // The JSON documents of the store. Reading is strict: a missing or mistyped field is an InvalidArgument that names it;
-// unknown fields are refused too (a newer schema has a newer database version).
+// unknown and repeated fields are refused too (a newer schema has a newer database version). The order of fields is free.
+// Empty and default values are left out. Writing text that is not UTF-8 is an InvalidArgument as well.
 std::string to_document(const VmRecord& record);
 std::string to_document(const SnapshotRecord& record);
 VmRecord vm_from_document(std::string_view document);
