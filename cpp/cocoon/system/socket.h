@@ -20,7 +20,7 @@ SocketProbe probe_socket(const Path& path, std::chrono::milliseconds timeout);
 
 class UnixStream {
  public:
-  // Paths of any length (longer ones than sun_path go through the folder's descriptor).
+  // Paths of any length: longer ones than sun_path go through a descriptor and /proc.
   // Errors   VmmError: nobody listens. VmmTimeout.
   static UnixStream connect(const Path& path, std::chrono::milliseconds timeout);
 

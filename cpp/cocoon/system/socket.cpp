@@ -1,0 +1,150 @@
+#include "cocoon/system/socket.h"
+
+#include <fcntl.h>
+#include <poll.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <cstring>
+
+#include <fmt/format.h>
+
+#include "cocoon/error.h"
+
+namespace cocoon::system {
+namespace {
+
+using std::chrono::milliseconds;
+using std::chrono::steady_clock;
+
+constexpr milliseconds kSlice = Cancel::kSlice / 2;  // so that a poll is never missed by a whole one
+constexpr std::size_t kReadBytes = 16384;
+
+milliseconds left_until(steady_clock::time_point deadline) {
+  return std::max(milliseconds(0), std::chrono::ceil<milliseconds>(deadline - steady_clock::now()));
+}
+
+struct Connection {
+  Fd fd;     // non-blocking; empty if `error` is set
+  int error = 0;  // EAGAIN: the time is up
+};
+
+// connect(2) on a UNIX socket never is "in progress": with a full backlog it fails at once, or waits SO_SNDTIMEO.
+int connect_until(int fd, const sockaddr_un& address, steady_clock::time_point deadline) {
+  for (;;) {
+    const milliseconds left = left_until(deadline);
+    if (left > milliseconds(0)) {
+      const timeval limit{left.count() / 1000, (left.count() % 1000) * 1000};
+      if (::setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit) != 0) return errno;
+    } else if (::fcntl(fd, F_SETFL, O_NONBLOCK) != 0) {
+      return errno;
+    }
+    if (::connect(fd, reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0) break;
+    if (errno == EAGAIN && left > milliseconds(0)) continue;  // woken a little early, or by no time left: look again
+    if (errno != EINTR) return errno;
+  }
+  return ::fcntl(fd, F_SETFL, O_NONBLOCK) != 0 ? errno : 0;
+}
+
+Connection try_connect(const Path& path, milliseconds timeout) {
+  const auto deadline = steady_clock::now() + timeout;
+  Fd fd(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  if (!fd) return {Fd(), errno};
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  std::string name = path.string();
+  if (name.empty() || name.find('\0') != std::string::npos) return {Fd(), EINVAL};
+  Fd file;
+  if (name.size() >= sizeof address.sun_path) {
+    file = Fd(::open(name.c_str(), O_PATH | O_CLOEXEC));
+    if (!file) return {Fd(), errno};
+    name = fmt::format("/proc/self/fd/{}", file.get());
+  }
+  std::memcpy(address.sun_path, name.data(), name.size());
+  const int error = connect_until(fd.get(), address, deadline);
+  if (error != 0) return {Fd(), error};
+  return {std::move(fd), 0};
+}
+
+bool nobody_listens(int error) { return error == ENOENT || error == ECONNREFUSED; }
+
+// Errors   VmmTimeout, Cancelled.
+void wait_ready(int fd, short events, steady_clock::time_point deadline, Cancel& cancel, const char* what) {
+  for (;;) {
+    cancel.check();
+    const milliseconds left = left_until(deadline);
+    pollfd poll{fd, events, 0};
+    const int ready = ::poll(&poll, 1, static_cast<int>(std::min(left, kSlice).count()));
+    if (ready > 0) return;
+    if (ready < 0 && errno != EINTR) throw VmmError(system_message(what, errno));
+    if (left <= milliseconds(0)) throw VmmTimeout(fmt::format("{}: no answer in time", what));
+  }
+}
+
+}  // namespace
+
+SocketProbe probe_socket(const Path& path, milliseconds timeout) {
+  const int error = try_connect(path, timeout).error;
+  if (error == 0) return SocketProbe::kLive;
+  return nobody_listens(error) ? SocketProbe::kDead : SocketProbe::kInconclusive;
+}
+
+UnixStream UnixStream::connect(const Path& path, milliseconds timeout) {
+  Connection made = try_connect(path, timeout);
+  if (made.error == 0) return UnixStream(std::move(made.fd));
+  const std::string tried = "connect to " + path.string();
+  if (made.error == EAGAIN) throw VmmTimeout(fmt::format("{}: not accepted within {} ms", tried, timeout.count()));
+  throw VmmError(system_message(tried, made.error));
+}
+
+void UnixStream::send(std::string_view bytes, milliseconds timeout, Cancel& cancel) {
+  const auto deadline = steady_clock::now() + timeout;
+  while (!bytes.empty()) {
+    const ssize_t n = ::send(fd_.get(), bytes.data(), bytes.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
+    if (n >= 0) {
+      bytes.remove_prefix(static_cast<std::size_t>(n));
+    } else if (errno == EAGAIN) {
+      wait_ready(fd_.get(), POLLOUT, deadline, cancel, "send to the VMM");
+    } else if (errno != EINTR) {
+      throw VmmError(system_message("send to the VMM", errno));
+    }
+  }
+}
+
+std::string UnixStream::receive_line(milliseconds timeout, Cancel& cancel, std::size_t max_bytes) {
+  const auto deadline = steady_clock::now() + timeout;
+  std::size_t searched = 0;
+  for (;;) {
+    const std::size_t end = buffer_.find('\n', searched);
+    if (std::min(end, buffer_.size()) > max_bytes) {
+      throw VmmError(fmt::format("receive from the VMM: a line longer than {} bytes", max_bytes));
+    }
+    if (end != std::string::npos) {
+      std::string line = buffer_.substr(0, end);
+      buffer_.erase(0, end + 1);
+      return line;
+    }
+    searched = buffer_.size();
+
+    std::array<char, kReadBytes> piece;
+    const ssize_t n = ::recv(fd_.get(), piece.data(), piece.size(), MSG_DONTWAIT);
+    if (n > 0) {
+      buffer_.append(piece.data(), static_cast<std::size_t>(n));
+    } else if (n == 0) {
+      throw VmmError(buffer_.empty() ? "receive from the VMM: it closed the connection"
+                                     : fmt::format("receive from the VMM: it closed the connection after {} bytes of "
+                                                   "an unfinished line",
+                                                   buffer_.size()));
+    } else if (errno == EAGAIN) {
+      wait_ready(fd_.get(), POLLIN, deadline, cancel, "receive from the VMM");
+    } else if (errno != EINTR) {
+      throw VmmError(system_message("receive from the VMM", errno));
+    }
+  }
+}
+
+}  // namespace cocoon::system
