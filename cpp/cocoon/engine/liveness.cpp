@@ -92,6 +92,14 @@ std::optional<lifecycle::Death> find_death(const lifecycle::VmRecord& vm) {
 
 void kill_process(const system::ProcessIdentity& process) {
   if (const auto pidfd = system::Pidfd::open(process)) system::kill_now(*pidfd);
+  // Its parent stamps the death into the run dir and reaps: until then the folder is not ours alone.
+  const auto deadline = std::chrono::steady_clock::now() + 500ms;
+  system::Cancel never;
+  for (;;) {
+    const auto found = system::find_process(process.pid);
+    if (!found || !(found->identity == process) || std::chrono::steady_clock::now() >= deadline) return;
+    system::pause_for(200us, never);
+  }
 }
 
 }  // namespace cocoon::engine

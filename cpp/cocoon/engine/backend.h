@@ -1,0 +1,108 @@
+#pragma once
+// One hypervisor on one node: the sequences, one file each (create.cpp, start.cpp, stop.cpp, remove.cpp), around the
+// transitions of lifecycle. docs/lifecycle.md says what each one does to processes, files and the ledger.
+//
+// Threads  every method may be called concurrently. Sequences on one VM queue on its op lock; remove with force and
+//          the mark_* verbs do not wait for it, and win: every commit that follows work outside the store is
+//          conditional on the record's generation, and the loser undoes what it did.
+// Errors   NotFound, AmbiguousRef, InvalidState, Inconclusive, VmmError, StoreError, Cancelled, unless said otherwise.
+//          A call for several references tries all of them; BulkError if any failed (one reference: its own error).
+
+#include <chrono>
+#include <functional>
+#include <map>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "cocoon/engine/node.h"
+#include "cocoon/engine/spec.h"
+#include "cocoon/lifecycle/transition.h"
+#include "cocoon/system/cancel.h"
+#include "cocoon/system/process.h"
+
+namespace cocoon::engine {
+
+struct BackendOptions {
+  system::Path binary;  // "": the node's configuration, then PATH, when first needed
+  std::chrono::milliseconds socket_timeout{5000};
+  std::chrono::milliseconds stop_timeout{30000};
+  std::chrono::milliseconds terminate_grace{5000};
+};
+
+struct StopOptions {
+  bool force = false;                                // kill at once
+  std::optional<std::chrono::milliseconds> timeout;  // for the guest to power off; default: stop_timeout
+};
+
+class Backend {
+ public:
+  using Refs = std::span<const std::string>;
+  using Ids = std::vector<std::string>;
+
+  // `node` must outlive it. Errors InvalidArgument: no such hypervisor.
+  Backend(Node& node, std::string_view hypervisor, BackendOptions options = {});
+
+  [[nodiscard]] Node& node() const { return *node_; }
+  [[nodiscard]] std::string_view hypervisor() const { return driver_->hypervisor(); }
+  [[nodiscard]] system::Path binary() const;
+
+  // Errors   InvalidArgument, AlreadyExists. A failure leaves no record, no folder and no ledger entry.
+  VmView create(const VmSpec& spec, system::Cancel& cancel);
+  // Ids in order of the references. A running VM is left alone.
+  Ids start(Refs refs, system::Cancel& cancel);
+  Ids stop(Refs refs, const StopOptions& options, system::Cancel& cancel);
+  Ids restart(Refs refs, const StopOptions& options, system::Cancel& cancel);
+  Ids remove(Refs refs, bool force, system::Cancel& cancel);
+
+  [[nodiscard]] VmView inspect(std::string_view ref) const;
+  // By creation; `labels` must all match.
+  [[nodiscard]] std::vector<VmView> list(std::optional<lifecycle::VmState> state,
+                                         const std::map<std::string, std::string>& labels) const;
+  VmView relabel(std::string_view ref, const std::map<std::string, std::optional<std::string>>& labels,
+                 system::Cancel& cancel);
+  void pause(std::string_view ref, system::Cancel& cancel);
+  void resume(std::string_view ref, system::Cancel& cancel);
+
+  [[nodiscard]] system::Path console_path(std::string_view ref) const;
+  [[nodiscard]] system::Path console_log_path(std::string_view ref) const;
+  [[nodiscard]] system::Path log_path(std::string_view ref) const;
+
+  // The state machine itself. mark_stopped refuses (InvalidState) while the VMM is proven alive.
+  void mark_started(Refs refs, system::Cancel& cancel);
+  void mark_stopped(Refs refs, system::Cancel& cancel);
+  void mark_error(std::string_view ref);
+
+ private:
+  [[nodiscard]] std::string resolve(std::string_view ref) const;
+  [[nodiscard]] VmView view(lifecycle::VmRecord vm) const;
+  // `one` for each reference, in parallel; see Errors above.
+  Ids for_each(Refs refs, system::Cancel& cancel, std::string_view verb,
+               const std::function<void(const std::string& id)>& one);
+
+  void start_one(const std::string& id, system::Cancel& cancel);
+  void start_locked(const std::string& id, system::Cancel& cancel);
+  void stop_one(const std::string& id, const StopOptions& options, system::Cancel& cancel);
+  void stop_locked(const std::string& id, const StopOptions& options, system::Cancel& cancel);
+  void remove_one(const std::string& id, bool force, system::Cancel& cancel);
+  bool try_remove(const std::string& id, bool force, std::vector<system::ProcessIdentity>& killed,
+                  system::Cancel& cancel);
+  void mark_stopped_one(const std::string& id);
+
+  // start.cpp: the record is known to be closed, and no VMM of it is alive.
+  system::ProcessIdentity launch(const lifecycle::VmRecord& vm, system::Cancel& cancel);
+  void wait_for_api(const lifecycle::VmRecord& vm, const system::Pidfd& process, system::Cancel& cancel) const;
+  [[noreturn]] void report_death(const lifecycle::VmRecord& vm, const std::string& when) const;
+  void shut_down(const lifecycle::VmRecord& vm, const system::Pidfd& process, const StopOptions& options,
+                 system::Cancel& cancel);
+  void remove_runtime_files(const lifecycle::VmRecord& vm) const;
+  VmView require_alive(std::string_view ref, std::string_view verb) const;
+
+  Node* node_;
+  const vmm::Driver* driver_;
+  BackendOptions options_;
+};
+
+}  // namespace cocoon::engine

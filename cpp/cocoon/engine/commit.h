@@ -1,0 +1,40 @@
+#pragma once
+// Records through the store: load them, and commit one event of one record with its ledger entries.
+
+#include <cstdint>
+#include <optional>
+#include <string_view>
+
+#include "cocoon/lifecycle/record.h"
+#include "cocoon/lifecycle/transition.h"
+#include "cocoon/store/meta_store.h"
+
+namespace cocoon::engine {
+
+lifecycle::VmRecord vm_from_row(const store::Row& row);
+
+std::optional<lifecycle::VmRecord> find_vm(const store::MetaStore& store, std::string_view id);
+
+// As it is now. Errors NotFound: it was removed.
+lifecycle::VmRecord load_vm(const store::MetaStore& store, std::string_view id);
+
+// Applies the event whatever the record's generation is.
+// Durable  the record and its entries, on return. Errors as lifecycle::apply; StoreError.
+std::optional<lifecycle::VmRecord> commit(store::MetaStore& store, std::string_view id,
+                                          const lifecycle::VmEvent& event);
+
+enum class Race {
+  kWon,
+  kGone,     // the record was removed meanwhile
+  kChanged,  // somebody committed meanwhile: what was decided from the old record is void
+};
+
+struct Committed {
+  Race race = Race::kWon;
+  std::optional<lifecycle::VmRecord> record;  // as it is now
+};
+
+// Applies the event only if the record's generation is still the one it was decided from. A lost race changes nothing.
+Committed commit_if(store::MetaStore& store, const lifecycle::VmRecord& seen, const lifecycle::VmEvent& event);
+
+}  // namespace cocoon::engine

@@ -1,0 +1,96 @@
+#include "cocoon/engine/node.h"
+
+#include <unistd.h>
+
+#include <cstdlib>
+#include <filesystem>
+#include <sstream>
+#include <utility>
+
+#include <fmt/format.h>
+
+#include "cocoon/engine/commit.h"
+#include "cocoon/error.h"
+
+namespace cocoon::engine {
+namespace {
+
+system::Path absolute_path(const system::Path& path) { return std::filesystem::absolute(path).lexically_normal(); }
+
+system::Path with_default(const system::Path& path, const system::Path& fallback) {
+  return path.empty() ? fallback : absolute_path(path);
+}
+
+}  // namespace
+
+Node::Node(NodeOptions options)
+    : root_(absolute_path(options.root)),
+      run_dir_(with_default(options.run_dir, root_ / "run")),
+      log_dir_(with_default(options.log_dir, root_ / "log")),
+      shim_(std::move(options.shim)),
+      clock_(options.clock != nullptr ? options.clock : &system::system_clock()),
+      binaries_(std::move(options.binaries)) {
+  if (options.root.empty()) throw InvalidArgument("root: it is empty, allowed: the path of a folder");
+  for (const auto hypervisor : vmm::hypervisors())
+    drivers_.emplace(std::string(hypervisor), vmm::make_driver(hypervisor));
+  for (const auto& [hypervisor, binary] : binaries_) (void)driver(hypervisor);
+  auto recorder = std::move(options.recorder);
+  if (!recorder) recorder = std::make_shared<metering::FileRecorder>(root_ / "metering" / "ledger.jsonl");
+  store_ = std::make_unique<store::MetaStore>(store::Options{.root = root_,
+                                                             .recorder = std::move(recorder),
+                                                             .clock = clock_,
+                                                             .metered_labels = std::move(options.ledger_labels)});
+  system::make_private_dirs(root_ / "locks");
+}
+
+Node::~Node() = default;
+
+const vmm::Driver& Node::driver(std::string_view hypervisor) const {
+  const auto found = drivers_.find(hypervisor);
+  if (found == drivers_.end()) {
+    // It knows which there are, and says so.
+    (void)vmm::make_driver(hypervisor);
+    throw InvalidArgument(fmt::format("hypervisor: '{}' has no driver", hypervisor));
+  }
+  return *found->second;
+}
+
+system::Path Node::find_binary(std::string_view hypervisor) const {
+  if (const auto found = binaries_.find(std::string(hypervisor)); found != binaries_.end()) {
+    const auto binary = absolute_path(found->second);
+    if (::access(binary.c_str(), X_OK) != 0)
+      throw VmmError(system_message(fmt::format("{}: configured binary {}", hypervisor, binary.string()), errno));
+    return binary;
+  }
+  const auto program = driver(hypervisor).program();
+  const char* path = std::getenv("PATH");
+  std::istringstream folders(path != nullptr ? path : "/usr/local/bin:/usr/bin:/bin");
+  for (std::string folder; std::getline(folders, folder, ':');) {
+    const auto candidate = absolute_path(folder.empty() ? "." : folder) / program;
+    std::error_code ignored;
+    if (::access(candidate.c_str(), X_OK) == 0 && std::filesystem::is_regular_file(candidate, ignored))
+      return candidate;
+  }
+  throw VmmError(fmt::format("{}: program {} is not in PATH; install it, or name it in the node's binaries", hypervisor,
+                             program));
+}
+
+std::vector<VmView> Node::vms() const {
+  std::vector<VmView> views;
+  for (const auto& row : store_->list(store::Table::kVm)) {
+    auto vm = vm_from_row(row);
+    auto liveness = probe(driver(vm.hypervisor), vm);
+    views.push_back({.record = std::move(vm), .liveness = std::move(liveness)});
+  }
+  return views;
+}
+
+VmView Node::find(std::string_view ref) const {
+  auto vm = vm_from_row(store_->resolve(store::Table::kVm, ref));
+  auto liveness = probe(driver(vm.hypervisor), vm);
+  return {.record = std::move(vm), .liveness = std::move(liveness)};
+}
+
+system::Path Node::op_lock_path(std::string_view vm_id) const { return root_ / "locks" / vm_id; }
+
+}  // namespace cocoon::engine

@@ -1,0 +1,252 @@
+// reconcile: ledger, records and processes, three ways. What can be put right is, through ordinary transitions; the
+// ledger is never edited.
+
+#include <algorithm>
+#include <filesystem>
+#include <set>
+
+#include <fmt/format.h>
+
+#include "cocoon/engine/commit.h"
+#include "cocoon/engine/node.h"
+#include "cocoon/engine/op_lock.h"
+#include "cocoon/error.h"
+#include "cocoon/ledger/intervals.h"
+
+namespace cocoon::engine {
+namespace {
+
+using namespace std::chrono_literals;
+using lifecycle::VmRecord;
+using lifecycle::VmState;
+
+constexpr auto kApiTimeout = 5s;
+
+// What the ledger says is open, by VM. Without a file of ours to read it says nothing.
+struct LedgerSide {
+  bool known = false;
+  std::set<std::string, std::less<>> open_compute;
+  std::set<std::string, std::less<>> open_storage;
+
+  [[nodiscard]] std::string compute_state(std::string_view id) const {
+    if (!known) return "unknown";
+    return open_compute.contains(id) ? "open" : "closed";
+  }
+};
+
+LedgerSide read_ledger(const Node& node) {
+  LedgerSide side;
+  const auto* file = node.recorder()->file();
+  std::error_code ignored;
+  if (file == nullptr || !std::filesystem::exists(file->path(), ignored)) return side;
+  for (const auto& interval : ledger::intervals({file->path()})) {
+    if (!interval.open) continue;
+    if (interval.dimension == ledger::Dimension::kVmCompute) side.open_compute.insert(interval.id);
+    if (interval.dimension == ledger::Dimension::kVmStorage) side.open_storage.insert(interval.id);
+  }
+  side.known = true;
+  return side;
+}
+
+class Reconciler {
+ public:
+  Reconciler(Node& node, bool fix, system::Cancel& cancel) : node_(node), fix_(fix), cancel_(cancel) {}
+
+  ReconcileReport run() {
+    // Processes before records: a VMM without a record now had none when it was seen, or is being undone.
+    const auto strays = scan();
+    if (node_.pending() > 0) {
+      try {
+        node_.flush();
+      } catch (const Error&) {
+        // Entries that wait are no disagreement; the ledger is read as far as it goes.
+      }
+    }
+    const auto side = read_ledger(node_);
+    std::set<std::string, std::less<>> known;
+    for (const auto& row : node_.store().list(store::Table::kVm)) {
+      cancel_.check();
+      known.insert(row.id);
+      one(row.id, side);
+    }
+    for (const auto& [hypervisor, process] : strays) stray(hypervisor, process, known);
+    for (const auto* open : {&side.open_compute, &side.open_storage})
+      for (const auto& id : *open)
+        if (!known.contains(id) && !find_vm(node_.store(), id)) {
+          add({.id = id,
+               .name = {},
+               .hypervisor = {},
+               .status = "ledger-open-no-record",
+               .record_state = {},
+               .ledger_state = "open"},
+              false);
+          known.insert(id);
+        }
+    return std::move(report_);
+  }
+
+ private:
+  struct Stray {
+    std::string hypervisor;
+    system::ProcessInfo process;
+  };
+
+  // VMMs of this node: their working directory is a run dir of it, whether the folder still exists or not.
+  std::vector<Stray> scan() const {
+    std::vector<Stray> found;
+    for (const auto hypervisor : vmm::hypervisors()) {
+      const auto& driver = node_.driver(hypervisor);
+      const auto parent = node_.run_dir() / hypervisor;
+      auto processes = system::scan_processes([&](const system::ProcessInfo& process) {
+        return !process.zombie() && process.cwd.parent_path() == parent &&
+               driver.owns(process, process.cwd.filename().string(), process.cwd);
+      });
+      for (auto& process : processes) found.push_back({std::string(hypervisor), std::move(process)});
+    }
+    return found;
+  }
+
+  void add(ReconcileRow row, bool ok) {
+    if (!ok && row.action.empty()) report_.ok = false;
+    report_.rows.push_back(std::move(row));
+  }
+
+  // What the ledger says of this VM's compute interval. It was read before the record: when the two differ it is read
+  // again, now that no sequence can change the record.
+  bool ledger_agrees(const VmRecord& vm, const LedgerSide& side, ReconcileRow& row) const {
+    if (!side.known || side.open_compute.contains(vm.id) == vm.compute_open()) return true;
+    if (node_.pending() > 0) return true;  // what the ledger lacks is known, and on its way
+    const auto now = read_ledger(node_);
+    row.ledger_state = now.compute_state(vm.id);
+    return !now.known || now.open_compute.contains(vm.id) == vm.compute_open();
+  }
+
+  void one(const std::string& id, const LedgerSide& side) {
+    auto lock = OpLock::try_acquire(node_, id);
+    const auto found = find_vm(node_.store(), id);
+    if (!found) {
+      if (lock) lock->retire();
+      return;
+    }
+    const VmRecord& vm = *found;
+    const auto& driver = node_.driver(vm.hypervisor);
+    ReconcileRow row{.id = id,
+                     .name = vm.config.name,
+                     .hypervisor = vm.hypervisor,
+                     .status = "ok",
+                     .record_state = std::string(to_string(vm.state)),
+                     .ledger_state = side.compute_state(id)};
+    if (!lock) {
+      row.status = "busy";
+      return add(std::move(row), true);
+    }
+    if (vm.state == VmState::kCreating) {
+      // Its lock is free, so its creator is dead.
+      row.status = "stale-placeholder";
+      if (fix_) {
+        system::remove_tree(vm.run_dir);
+        system::remove_tree(vm.log_dir);
+        commit(node_.store(), id, lifecycle::RollbackCreate{});
+        lock->retire();
+        row.action = "removed";
+      }
+      return add(std::move(row), false);
+    }
+    const auto alive = probe(driver, vm);
+    switch (alive.life) {
+      case Life::kUnknown:
+        row.status = "inconclusive: " + alive.why;
+        return add(std::move(row), false);
+      case Life::kAlive:
+        row.pid = alive.process->pid;
+        return living(vm, driver, *alive.process, side, std::move(row));
+      case Life::kDead:
+        return dead(vm, side, std::move(row));
+    }
+  }
+
+  void living(const VmRecord& vm, const vmm::Driver& driver, const system::ProcessIdentity& process,
+              const LedgerSide& side, ReconcileRow row) {
+    const auto identity = to_record(process);
+    if (vm.compute_open() && vm.state == VmState::kRunning && vm.process == identity) {
+      const bool agrees = ledger_agrees(vm, side, row);
+      if (!agrees) row.status = "record-open-ledger-closed";
+      return add(std::move(row), agrees);
+    }
+    bool runs = false;
+    try {
+      const auto guest = driver.guest_state(vm, kApiTimeout, cancel_);
+      runs = guest == vmm::GuestState::kRunning || guest == vmm::GuestState::kPaused;
+    } catch (const VmmError& error) {
+      row.status = fmt::format("inconclusive: {}", error.what());
+      return add(std::move(row), false);
+    }
+    if (!runs) {
+      row.status = "orphan-process";
+      if (fix_) {
+        kill_process(process);
+        row.action = "killed, its guest was never let run";
+      }
+      return add(std::move(row), false);
+    }
+    row.status = vm.compute_open() ? "ok" : "process-without-interval";
+    const bool state_differs = vm.state != VmState::kRunning || !vm.compute_open() || vm.process != identity;
+    if (fix_ && state_differs && vm.state != VmState::kHibernated &&
+        commit_if(node_.store(), vm, lifecycle::FoundAlive{.process = identity}).race == Race::kWon)
+      row.action = "adopted";
+    const bool ok = row.status == "ok";
+    add(std::move(row), ok);
+  }
+
+  void dead(const VmRecord& vm, const LedgerSide& side, ReconcileRow row) {
+    if (vm.compute_open()) {
+      row.status = "open-but-process-dead";
+      if (fix_ && commit_if(node_.store(), vm, lifecycle::FoundDead{.death = find_death(vm)}).race == Race::kWon)
+        row.action = "closed";
+      return add(std::move(row), false);
+    }
+    const bool agrees = ledger_agrees(vm, side, row);
+    if (!agrees) row.status = "record-closed-ledger-open";
+    add(std::move(row), agrees);
+  }
+
+  // A VMM in a run dir of this node that no record speaks for.
+  void stray(const std::string& hypervisor, const system::ProcessInfo& process,
+             const std::set<std::string, std::less<>>& known) {
+    const auto id = process.cwd.filename().string();
+    if (known.contains(id) || find_vm(node_.store(), id)) return;
+    auto lock = OpLock::try_acquire(node_, id);
+    if (!lock) return;  // its starter is alive, has lost its race, and kills it
+    const auto now = system::find_process(process.identity.pid);
+    if (!now || !(now->identity == process.identity) || now->zombie()) {
+      lock->retire();
+      return;
+    }
+    ReconcileRow row{.id = id,
+                     .name = {},
+                     .hypervisor = hypervisor,
+                     .status = "orphan-process",
+                     .record_state = {},
+                     .ledger_state = {},
+                     .pid = process.identity.pid};
+    if (fix_) {
+      kill_process(process.identity);
+      system::remove_tree(node_.run_dir() / hypervisor / id);
+      system::remove_tree(node_.log_dir() / hypervisor / id);
+      row.action = "killed";
+    }
+    lock->retire();
+    add(std::move(row), false);
+  }
+
+  Node& node_;
+  bool fix_;
+  system::Cancel& cancel_;
+  ReconcileReport report_;
+};
+
+}  // namespace
+
+ReconcileReport Node::reconcile(bool fix, system::Cancel& cancel) { return Reconciler(*this, fix, cancel).run(); }
+
+}  // namespace cocoon::engine

@@ -1,0 +1,96 @@
+// remove: kill if forced → nobody answers, no process is left → folders → the record and its last entries.
+//
+// With force it does not wait for the op lock: it loads the generation, kills, probes, and commits only if the
+// generation is unchanged, else it begins again. Without that condition a start that completes between the kill and
+// the commit would leave a VMM without a record.
+
+#include <algorithm>
+#include <filesystem>
+
+#include <fmt/format.h>
+
+#include "cocoon/engine/backend.h"
+#include "cocoon/engine/commit.h"
+#include "cocoon/engine/op_lock.h"
+#include "cocoon/error.h"
+#include "cocoon/system/socket.h"
+
+namespace cocoon::engine {
+namespace {
+
+using namespace std::chrono_literals;
+using lifecycle::VmRecord;
+using lifecycle::VmState;
+
+constexpr auto kProbeTimeout = 500ms;
+// A starter holds vm.lock for the moments between locking and the VMM's exec, when no process of the VM can be found.
+constexpr auto kUnknownPatience = 3s;
+
+bool has_killed(const std::vector<system::ProcessIdentity>& killed, const VmRecord& vm) {
+  if (!vm.process) return !killed.empty();
+  return std::find(killed.begin(), killed.end(), from_record(*vm.process)) != killed.end();
+}
+
+}  // namespace
+
+bool Backend::try_remove(const std::string& id, bool force, std::vector<system::ProcessIdentity>& killed,
+                         system::Cancel& cancel) {
+  auto& store = node_->store();
+  const auto vm = load_vm(store, id);
+
+  // 1. No VMM of it is alive. Die here: its interval is open, and whoever looks next closes it by the shim's stamp.
+  const auto give_up = std::chrono::steady_clock::now() + (force ? kUnknownPatience : 0s);
+  auto alive = probe(*driver_, vm);
+  while (alive.life == Life::kUnknown) {
+    if (std::chrono::steady_clock::now() >= give_up)
+      throw Inconclusive(
+          fmt::format("remove {}: cannot tell whether its VMM is alive: {}", vm.config.name, alive.why));
+    system::pause_for(1ms, cancel);
+    alive = probe(*driver_, vm);
+  }
+  if (alive.life == Life::kAlive) {
+    if (!force)
+      throw InvalidState(fmt::format("remove {}: it is running (pid {}); stop it first, or remove it with force",
+                                     vm.config.name, alive.process->pid),
+                         "running");
+    kill_process(*alive.process);
+    killed.push_back(*alive.process);
+  }
+  // Others that the record does not know of: spawned by a starter that died, or is about to lose its race.
+  for (const auto& stray : find_processes(*driver_, vm)) {
+    kill_process(stray.identity);
+    killed.push_back(stray.identity);
+  }
+  switch (system::probe_socket(driver_->api_socket(vm), kProbeTimeout)) {
+    case system::SocketProbe::kDead:
+      break;
+    case system::SocketProbe::kLive:
+      if (force && std::chrono::steady_clock::now() < give_up) return false;  // started again meanwhile
+      [[fallthrough]];
+    case system::SocketProbe::kInconclusive:
+      throw Inconclusive(fmt::format("remove {}: something still answers at {}, though no process of it is found",
+                                     vm.config.name, driver_->api_socket(vm).string()));
+  }
+  const bool stopped_by_us = has_killed(killed, vm);
+  const auto death = stopped_by_us ? std::nullopt : find_death(vm);
+
+  // 2. Folders first, so that a clean-up that failed can be tried again. Die here: the record is still there.
+  system::remove_tree(vm.run_dir);
+  system::remove_tree(vm.log_dir);
+
+  // 3. The record and its last entries. Die after it: nothing is left but the outbox, which the next opener drains.
+  const auto done =
+      commit_if(store, vm, lifecycle::Remove{.stopped_by_caller = stopped_by_us, .death = death});
+  if (done.race == Race::kGone) throw NotFound(fmt::format("remove {}: it was removed meanwhile", vm.config.name), id);
+  return done.race == Race::kWon;
+}
+
+void Backend::remove_one(const std::string& id, bool force, system::Cancel& cancel) {
+  std::vector<system::ProcessIdentity> killed;
+  std::optional<OpLock> lock;
+  if (!force) lock.emplace(*node_, id, cancel);
+  while (!try_remove(id, force, killed, cancel)) cancel.check();
+  system::remove_file(node_->op_lock_path(id));
+}
+
+}  // namespace cocoon::engine

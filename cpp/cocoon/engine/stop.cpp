@@ -1,0 +1,105 @@
+// stop: dead already? → ask the guest → ask the VMM → SIGTERM → SIGKILL → mark stopped.
+
+#include <fmt/format.h>
+#include <spdlog/spdlog.h>
+
+#include "cocoon/engine/backend.h"
+#include "cocoon/engine/commit.h"
+#include "cocoon/engine/op_lock.h"
+#include "cocoon/error.h"
+#include "cocoon/system/clock.h"
+
+namespace cocoon::engine {
+namespace {
+
+using namespace std::chrono_literals;
+using lifecycle::VmRecord;
+using lifecycle::VmState;
+
+constexpr auto kAskTimeout = 2s;
+
+}  // namespace
+
+void Backend::shut_down(const VmRecord& vm, const system::Pidfd& process, const StopOptions& options,
+                        system::Cancel& cancel) {
+  if (options.force) {
+    system::kill_now(process);
+    return;
+  }
+  // Each step is tried only because the one before it did not end the VMM; why it did not is of no consequence.
+  const auto tried = [&](std::string_view step, auto&& ask, std::chrono::milliseconds wait) {
+    try {
+      ask();
+    } catch (const VmmError& error) {
+      spdlog::info("stop {}: {}: {}", vm.config.name, step, error.what());
+      return process.wait(0ms, cancel);
+    }
+    return process.wait(wait, cancel);
+  };
+  const auto timeout = options.timeout.value_or(options_.stop_timeout);
+  if (timeout > 0ms && tried(
+                           "asking the guest to power off",
+                           [&] {
+                             // A paused guest would hear of it only when resumed.
+                             if (driver_->guest_state(vm, kAskTimeout, cancel) == vmm::GuestState::kPaused)
+                               driver_->resume(vm, kAskTimeout, cancel);
+                             driver_->request_power_off(vm, kAskTimeout, cancel);
+                           },
+                           timeout))
+    return;
+  if (tried("asking the VMM to quit", [&] { driver_->quit(vm, kAskTimeout, cancel); }, options_.terminate_grace))
+    return;
+  system::terminate(process, options_.terminate_grace, cancel);
+}
+
+void Backend::stop_one(const std::string& id, const StopOptions& options, system::Cancel& cancel) {
+  const OpLock lock(*node_, id, cancel);
+  stop_locked(id, options, cancel);
+}
+
+void Backend::stop_locked(const std::string& id, const StopOptions& options, system::Cancel& cancel) {
+  auto& store = node_->store();
+  for (;;) {
+    cancel.check();
+    const auto vm = load_vm(store, id);
+    if (vm.state == VmState::kCreating)
+      throw InvalidState(fmt::format("stop {}: it is still being created", vm.config.name), "creating");
+    const auto alive = probe(*driver_, vm);
+    if (alive.life == Life::kUnknown)
+      throw Inconclusive(fmt::format("stop {}: cannot tell whether its VMM is alive: {}", vm.config.name, alive.why));
+
+    Committed done;
+    if (alive.life == Life::kDead) {
+      if (vm.compute_open()) {
+        // Nobody stopped it: it crashed, whenever that was.
+        done = commit_if(store, vm, lifecycle::FoundDead{.death = find_death(vm)});
+        if (done.race == Race::kWon && done.record->state == VmState::kError) continue;
+      } else if (vm.state == VmState::kCreated || vm.state == VmState::kError || vm.state == VmState::kRunning) {
+        done = commit_if(store, vm, lifecycle::MarkStopped{});
+      }
+    } else {
+      const auto asked_at = system::system_clock().uptime_ns();
+      try {
+        const auto process = system::Pidfd::open(*alive.process);
+        if (!process) continue;  // it died by itself a moment ago: found dead, not stopped
+        shut_down(vm, *process, options, cancel);
+      } catch (const Cancelled&) {
+        throw;  // the VMM may be alive or not: the record says what was true, and finding out is anybody's
+      } catch (...) {
+        commit_if(store, vm, lifecycle::MarkError{});
+        throw;
+      }
+      // Die here: the VMM is dead and its interval open; whoever looks next closes it, dated by the shim's stamp.
+      const auto death = find_death(vm);
+      const bool crashed = death && vm.compute_open() && death->at.uptime_ns < asked_at;
+      done = crashed ? commit_if(store, vm, lifecycle::FoundDead{.death = death})
+                     : commit_if(store, vm, lifecycle::MarkStopped{});
+    }
+    if (done.race == Race::kGone) throw NotFound(fmt::format("stop {}: it was removed meanwhile", vm.config.name), id);
+    if (done.race == Race::kChanged) continue;
+    remove_runtime_files(vm);
+    return;
+  }
+}
+
+}  // namespace cocoon::engine
