@@ -8,6 +8,8 @@
 #include <string>
 #include <string_view>
 
+#include "cocoon/error.h"
+
 namespace cocoon::metering {
 
 enum class Kind : std::uint8_t {
@@ -61,6 +63,20 @@ struct Entry {
   bool operator==(const Entry&) const = default;
 };
 
+// What from_json throws. A reader of whole ledgers tells the faults apart, and counts the line's seq as seen.
+class BadEntry : public InvalidArgument {
+ public:
+  enum class Fault : std::uint8_t {
+    kJson,   // not one JSON object in UTF-8
+    kKind,   // a kind that nobody has defined yet
+    kField,  // a key that is missing, doubled or has a value that is not allowed
+  };
+  BadEntry(const std::string& message, Fault the_fault, std::optional<std::uint64_t> the_seq)
+      : InvalidArgument(message), fault(the_fault), seq(the_seq) {}
+  Fault fault;
+  std::optional<std::uint64_t> seq;  // of the refused line, where it could be read all the same
+};
+
 // The wire strings: "vm.compute.start", "stop-user", …
 std::string_view to_string(Kind kind);
 std::string_view to_string(Reason reason);
@@ -70,6 +86,11 @@ Kind parse_kind(std::string_view text);
 Reason parse_reason(std::string_view text);
 
 bool is_start(Kind kind);
+bool is_vm(Kind kind);  // of a VM, not of a snapshot
+
+// What append_json checks before it writes, the encoding of text apart.
+// Errors   InvalidArgument: a negative number, a seq or interval of 0 or past 2^63 - 1, an id missing or of the wrong kind.
+void check(const Entry& entry);
 
 // The ledger line of an entry, without '\n'. Keys in the order of docs/ledger.md, absent ones left out.
 // Errors   InvalidArgument: a negative number, an id missing or of the wrong kind, text that is not UTF-8.
@@ -79,10 +100,12 @@ std::string to_json(const Entry& entry);
 void append_json(const Entry& entry, std::string& out);
 
 // Reads any valid layout of a line: key order, white space, time offsets and unknown keys do not matter.
-// Errors   InvalidArgument naming the field, its value and what is allowed.
+// Errors   BadEntry (an InvalidArgument) naming the field, its value and what is allowed.
 Entry from_json(std::string_view line);
 
-// RFC 3339. Writing: UTC, 'Z', up to nine fractional digits, trailing zeros cut. Reading: any offset.
+// RFC 3339. Writing: UTC, 'Z', up to nine fractional digits, trailing zeros cut. Reading: any offset, at most nine
+// fractional digits; second 60 only where UTC can have a leap second (the last of a month), and it is, as in POSIX, the
+// first of the next.
 // Errors   InvalidArgument.
 void append_time(std::int64_t ns, std::string& out);
 std::string format_time(std::int64_t ns);

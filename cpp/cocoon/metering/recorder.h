@@ -7,6 +7,7 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "cocoon/metering/entry.h"
@@ -34,27 +35,36 @@ class Recorder {
 
 // Appends lines to a file.
 // Durable  emit() returns once the line is in the kernel; flush() once it is on the disk.
+// Threads  any. Other processes may append to the same file: every line is one write at its end.
 // Errors   emit() alone never throws for I/O: it logs one warning, keeps the line in memory and writes it before the
-//          next one, or at flush() or close(), which throw LedgerError if they cannot.
+//          next one, or at flush() or close(), which throw LedgerError if they cannot. InvalidArgument: no valid entry.
 class FileRecorder final : public Recorder {
  public:
   explicit FileRecorder(std::filesystem::path path);
   ~FileRecorder() override;
 
   void emit(const Entry& entry) override;
-  LedgerFile* file() override { return &file_; }
+  // Another open of the same path than emit()'s, so that a node, which holds the ledger's lock around it, and a caller
+  // of emit() or flush() share nothing in memory.
+  LedgerFile* file() override { return &node_file_; }
   [[nodiscard]] const std::filesystem::path& path() const { return file_.path(); }
   void flush();
   void close();
 
  private:
+  void open_locked();
+  void write_locked(std::string_view line, std::uint64_t seq);
   void write_kept_locked();
 
+  LedgerFile node_file_;
   std::mutex mutex_;
+  // Below: under mutex_.
   LedgerFile file_;
-  std::string kept_;       // lines not written yet
-  bool opened_ = false;
+  std::string kept_;             // lines not written yet
+  std::uint64_t kept_lines_ = 0;
+  bool opened_ = false;          // file_ is open, and stood behind a '\n' when it was opened
   bool warned_ = false;
+  std::int64_t checked_ns_ = 0;  // when file_ was last compared with what the path names
 };
 
 // Keeps entries in memory, for tests.
