@@ -7,32 +7,15 @@
 #include <fmt/format.h>
 
 #include "cocoon/error.h"
+#include "cocoon/metering/text.h"
 
 namespace cocoon::lifecycle {
 namespace {
 
-constexpr std::size_t kQuotedBytes = 80;
+using metering::is_utf8;
+using metering::quote;
 
-// The length of the UTF-8 sequence at `at`, 0 if there is none (overlong, surrogate, above U+10FFFF, cut short).
-std::size_t utf8_length(std::string_view text, std::size_t at) {
-  const auto byte = [&](std::size_t i) { return static_cast<unsigned char>(text[at + i]); };
-  const std::size_t left = text.size() - at;
-  const auto follows = [&](std::size_t i) { return i < left && (byte(i) & 0xc0) == 0x80; };
-  const unsigned char lead = byte(0);
-  if (lead < 0x80) return 1;
-  if (lead < 0xc2 || lead > 0xf4) return 0;
-  if (lead < 0xe0) return follows(1) ? 2 : 0;
-  if (!follows(1) || !follows(2)) return 0;
-  if (lead < 0xf0) {
-    if (lead == 0xe0 && byte(1) < 0xa0) return 0;
-    if (lead == 0xed && byte(1) > 0x9f) return 0;
-    return 3;
-  }
-  if (!follows(3)) return 0;
-  if (lead == 0xf0 && byte(1) < 0x90) return 0;
-  if (lead == 0xf4 && byte(1) > 0x8f) return 0;
-  return 4;
-}
+constexpr std::size_t kFoundBytes = 40;
 
 void append_utf8(std::uint32_t code, std::string& out) {
   const auto put = [&](std::uint32_t byte) { out.push_back(static_cast<char>(byte)); };
@@ -54,31 +37,6 @@ void append_utf8(std::uint32_t code, std::string& out) {
 }
 
 }  // namespace
-
-bool is_utf8(std::string_view text) {
-  for (std::size_t i = 0; i < text.size();) {
-    const std::size_t length = utf8_length(text, i);
-    if (length == 0) return false;
-    i += length;
-  }
-  return true;
-}
-
-std::string quoted(std::string_view text) {
-  std::string clean;
-  for (std::size_t i = 0; i < text.size();) {
-    if (clean.size() >= kQuotedBytes) {
-      clean += "…";
-      break;
-    }
-    const std::size_t length = utf8_length(text, i);
-    clean += length == 0 ? std::string_view("\xef\xbf\xbd") : text.substr(i, length);
-    i += std::max<std::size_t>(length, 1);
-  }
-  std::string out;
-  append_json_string(clean, out);
-  return out;
-}
 
 void append_json_string(std::string_view text, std::string& out) {
   out.push_back('"');
@@ -108,9 +66,9 @@ void JsonReader::fail(std::string_view problem) const {
   for (const Scope* scope = scope_; scope != nullptr; scope = scope->parent_) scopes.push_back(scope);
   std::string path;
   for (auto scope = scopes.rbegin(); scope != scopes.rend(); ++scope) {
-    if ((*scope)->field_.empty()) {
+    if ((*scope)->index_ != Scope::kNone) {
       path += fmt::format("[{}]", (*scope)->index_);
-    } else {
+    } else if (!(*scope)->field_.empty()) {
       if (!path.empty()) path += '.';
       path += (*scope)->field_;
     }
@@ -124,8 +82,8 @@ void JsonReader::fail_type(std::string_view expected) {
   std::size_t stop = text_.find_first_of(",]}\n", at_);
   if (stop == std::string_view::npos) stop = text_.size();
   std::string_view found = text_.substr(at_, std::max<std::size_t>(stop - at_, 1));
-  if (found.size() > kQuotedBytes) found = found.substr(0, kQuotedBytes);
-  fail(fmt::format("expected {}, found {}", expected, is_utf8(found) ? std::string(found) : quoted(found)));
+  if (found.size() > kFoundBytes) found = found.substr(0, kFoundBytes);
+  fail(fmt::format("expected {}, found {}", expected, quote(found)));
 }
 
 void JsonReader::fail_syntax(std::string_view problem) const {

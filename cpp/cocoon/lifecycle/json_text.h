@@ -8,16 +8,11 @@
 
 namespace cocoon::lifecycle {
 
-bool is_utf8(std::string_view text);
-
-// `text` as a JSON string for messages: bytes that are not UTF-8 become U+FFFD, long text is cut.
-std::string quoted(std::string_view text);
-
 // Appends `text` as a JSON string. Requires UTF-8.
 void append_json_string(std::string_view text, std::string& out);
 
 // Reads one document from front to back, RFC 8259 without any extension.
-// Errors   InvalidArgument from every method: "VM record: config.disks[1].path: expected a string, found 7".
+// Errors   InvalidArgument from every method: "VM record: config.disks[1].path: expected a string, found \"7\"".
 class JsonReader {
  public:
   // Both must outlive the reader. `what` begins each message.
@@ -31,17 +26,16 @@ class JsonReader {
     Scope(const Scope&) = delete;
     Scope& operator=(const Scope&) = delete;
     void at(std::string_view field) { field_ = field; }
-    void at(std::size_t index) {
-      field_ = {};
-      index_ = index;
-    }
+    void at(std::size_t index) { index_ = index; }
+    void between() { field_ = {}; }
 
    private:
     friend class JsonReader;
+    static constexpr std::size_t kNone = static_cast<std::size_t>(-1);
     JsonReader& reader_;
     Scope* parent_;
-    std::string_view field_;  // empty: an array's element
-    std::size_t index_ = 0;
+    std::string_view field_;
+    std::size_t index_ = kNone;  // of an array's element
   };
 
   // begin_object(), then next_key() until it says false; the same for arrays with next_element().

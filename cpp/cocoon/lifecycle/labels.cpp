@@ -3,10 +3,13 @@
 #include <fmt/format.h>
 
 #include "cocoon/error.h"
-#include "cocoon/lifecycle/json_text.h"
+#include "cocoon/metering/text.h"
 
 namespace cocoon::lifecycle {
 namespace {
+
+using metering::is_utf8;
+using metering::quote;
 
 // C0, DEL and C1: none has a place in a report or on a terminal. Requires valid UTF-8.
 bool has_control_character(std::string_view text) {
@@ -23,11 +26,11 @@ bool is_clean(std::string_view text) { return is_utf8(text) && !has_control_char
 void check_label(const std::string& key, const std::string& value) {
   if (key.empty() || key.size() > kMaxLabelKeyBytes || !is_clean(key)) {
     throw InvalidArgument(fmt::format("label key {}: allowed are 1 to {} bytes of UTF-8 without control characters",
-                                      quoted(key), kMaxLabelKeyBytes));
+                                      quote(key), kMaxLabelKeyBytes));
   }
   if (value.size() > kMaxLabelValueBytes || !is_clean(value)) {
     throw InvalidArgument(fmt::format("label {}: value {}: allowed are up to {} bytes of UTF-8 without control characters",
-                                      quoted(key), quoted(value), kMaxLabelValueBytes));
+                                      quote(key), quote(value), kMaxLabelValueBytes));
   }
 }
 

@@ -10,9 +10,13 @@
 
 #include "cocoon/error.h"
 #include "cocoon/lifecycle/json_text.h"
+#include "cocoon/metering/text.h"
 
 namespace cocoon::lifecycle {
 namespace {
+
+using metering::is_utf8;
+using metering::quote;
 
 constexpr std::array<std::pair<VmState, std::string_view>, 6> kStates = {{
     {VmState::kCreating, "creating"},
@@ -53,7 +57,7 @@ void read_value(JsonReader& in, VmState& value) {
       return;
     }
   }
-  in.fail(fmt::format("unknown state {}", quoted(text)));
+  in.fail(fmt::format("unknown state {}", quote(text)));
 }
 
 void read_value(JsonReader& in, std::map<std::string, std::string>& value) {
@@ -82,7 +86,7 @@ void read_value(JsonReader& in, Record& record) {
     // Documents are written in this order, so the search nearly always ends where it begins.
     std::size_t steps = 0;
     while (kAll[next].name != key) {
-      if (++steps == kAll.size()) in.fail(fmt::format("unknown field {}", quoted(key)));
+      if (++steps == kAll.size()) in.fail(fmt::format("unknown field {}", quote(key)));
       next = (next + 1) % kAll.size();
     }
     const auto& field = kAll[next];
@@ -90,7 +94,7 @@ void read_value(JsonReader& in, Record& record) {
     if ((seen >> next & 1) != 0) in.fail("the field is there twice");
     seen |= std::uint64_t{1} << next;
     field.read(in, record);
-    scope.at(std::string_view{});
+    scope.between();
     next = (next + 1) % kAll.size();
   }
   for (std::size_t i = 0; i < kAll.size(); ++i) {
@@ -126,7 +130,7 @@ void write_value(T value, std::string& out) {
 }
 
 void write_value(const std::string& value, std::string& out) {
-  if (!is_utf8(value)) throw InvalidArgument(fmt::format("record: {} is not UTF-8", quoted(value)));
+  if (!is_utf8(value)) throw InvalidArgument(fmt::format("record: {} is not UTF-8", quote(value)));
   append_json_string(value, out);
 }
 
@@ -342,7 +346,7 @@ VmState parse_state(std::string_view text) {
     if (name == text) return state;
   }
   throw InvalidArgument(
-      fmt::format("VM state {}: allowed are creating, created, running, stopped, hibernated, error", quoted(text)));
+      fmt::format("VM state {}: allowed are creating, created, running, stopped, hibernated, error", quote(text)));
 }
 
 metering::Shape shape_of(const VmConfig& config) {
