@@ -35,9 +35,20 @@ system::ProcessIdentity from_record(const lifecycle::ProcessIdentity& process) {
       .pid = static_cast<pid_t>(process.pid), .start_ticks = process.start_ticks, .boot_id = process.boot_id};
 }
 
+bool is_vmm_of(const vmm::Driver& driver, const system::ProcessInfo& process, const std::string& vm_id,
+               const system::Path& run_dir) {
+  if (process.zombie() || !driver.owns(process, vm_id, run_dir)) return false;
+  // spawn() hands the lock on as descriptor 3. The name stays in the link when the file is unlinked.
+  std::error_code error;
+  const auto lock =
+      std::filesystem::read_symlink(fmt::format("/proc/{}/fd/{}", process.identity.pid, system::kLockFd), error);
+  const auto expected = (run_dir / kLockFile).string();
+  return !error && (lock == expected || lock == expected + " (deleted)");
+}
+
 std::vector<system::ProcessInfo> find_processes(const vmm::Driver& driver, const lifecycle::VmRecord& vm) {
   return system::scan_processes([&](const system::ProcessInfo& process) {
-    return !process.zombie() && driver.owns(process, vm.id, vm.run_dir);
+    return is_vmm_of(driver, process, vm.id, vm.run_dir);
   });
 }
 

@@ -3,7 +3,8 @@
 //
 // Three witnesses, in this order: the recorded identity (pid, start time, boot id) checked again by argv; the flock on
 // vm.lock, which the VMM inherits and holds for all its life, whatever its pid; the /proc scan, when those two do not
-// agree. A process that is not proven to be this VM's is never signalled.
+// agree: argv, working directory and the inherited vm.lock among its descriptors must all be this VM's. A process that
+// is not proven to be this VM's is never signalled.
 
 #include <optional>
 #include <string>
@@ -31,6 +32,10 @@ Liveness probe(const vmm::Driver& driver, const lifecycle::VmRecord& vm);
 // What the VMM's parent wrote down of the death of the recorded process. Waits a moment for it when the process is
 // dead but not yet reaped: its parent is writing. A stale or forged file says nothing.
 std::optional<lifecycle::Death> find_death(const lifecycle::VmRecord& vm);
+
+// True for a living VMM that was spawned for this VM: looking like one is not enough, it holds the run dir's lock.
+bool is_vmm_of(const vmm::Driver& driver, const system::ProcessInfo& process, const std::string& vm_id,
+               const system::Path& run_dir);
 
 // Processes of this VM that the record may not know of. Errors Inconclusive.
 std::vector<system::ProcessInfo> find_processes(const vmm::Driver& driver, const lifecycle::VmRecord& vm);

@@ -98,8 +98,8 @@ class Reconciler {
       const auto& driver = node_.driver(hypervisor);
       const auto parent = node_.run_dir() / hypervisor;
       auto processes = system::scan_processes([&](const system::ProcessInfo& process) {
-        return !process.zombie() && process.cwd.parent_path() == parent &&
-               driver.owns(process, process.cwd.filename().string(), process.cwd);
+        return process.cwd.parent_path() == parent &&
+               is_vmm_of(driver, process, process.cwd.filename().string(), process.cwd);
       });
       for (auto& process : processes) found.push_back({std::string(hypervisor), std::move(process)});
     }

@@ -61,6 +61,8 @@ void terminate(const Pidfd& process, std::chrono::milliseconds grace, Cancel& ca
 // SIGKILL, until it is dead; not to be cancelled.
 void kill_now(const Pidfd& process);
 
+inline constexpr int kLockFd = 3;  // of the child: the lock it was given
+
 struct SpawnSpec {
   std::vector<std::string> argv;         // argv[0]: absolute path of the program
   std::vector<std::string> environment;  // "K=V"; nothing is inherited

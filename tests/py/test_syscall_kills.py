@@ -1,0 +1,181 @@
+"""The engine is killed at every system call of a scenario; whatever it left, the next opener puts right.
+
+`strace -e inject=…:signal=KILL:when=N` with N = 1, 2, … until the scenario completes. By default every call that changes
+something is a kill point (and each n-th of them under COCOON_TEST_SCALE); COCOON_TEST_LONG=1 takes every call there is.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from harness import check_books, check_node, guest_config, ledger_lines, reasons, vmm_processes
+
+from cocoon import Node, VMConfig
+
+Rounds = Callable[[int], int]
+
+# The calls by which the engine changes what others can see: files, locks, processes.
+CALLS = "write,pwrite64,writev,fdatasync,fsync,ftruncate,flock,rename,unlink,unlinkat,rmdir,mkdir,openat,close,fcntl"
+
+
+def strace(*args: str, trace: Path) -> subprocess.CompletedProcess[bytes]:
+    binary = shutil.which("strace")
+    if binary is None:
+        pytest.skip("strace is not installed")
+    probe = subprocess.run([binary, "-qq", "-o", os.devnull, "true"], capture_output=True, check=False)
+    if probe.returncode != 0:
+        pytest.skip(f"strace may not trace here: {probe.stderr.decode().strip()}")
+    return subprocess.run([binary, "-f", "-qq", "-o", str(trace), *args], capture_output=True, check=False, timeout=120)
+
+
+def scenario(verb: str) -> list[str]:
+    # The mark says where the scenario begins: what the interpreter does before it is of no interest.
+    code = f"import sys, os; from cocoon import Node; node = Node(sys.argv[1]); os.getppid(); {verb}; os.getppid()"
+    return [sys.executable, "-c", code]
+
+
+def count_before(command: list[str], trace: Path, calls: str) -> tuple[int, int]:
+    """How many of `calls` come before the scenario, and up to its end."""
+    done = strace("-e", f"trace={calls},getppid", *command, trace=trace)
+    assert done.returncode == 0, done.stderr.decode()
+    lines = trace.read_text().splitlines()
+    marks = [i for i, line in enumerate(lines) if "getppid()" in line]
+    assert len(marks) == 2, marks
+    first = sum("getppid()" not in line and "+++" not in line and "resumed" not in line for line in lines[: marks[0]])
+    last = sum("getppid()" not in line and "+++" not in line and "resumed" not in line for line in lines[: marks[1]])
+    return first, last
+
+
+def kill_points(command: list[str], trace: Path, rounds: Rounds) -> tuple[str, range]:
+    calls = "all" if os.environ.get("COCOON_TEST_LONG") else CALLS
+    first, last = count_before(command, trace, calls)
+    assert last > first, "the scenario makes no such call: it tests nothing"
+    wanted = rounds(last - first)
+    return calls, range(first + 1, last + 1, max(1, (last - first) // wanted))
+
+
+def kill_at(command: list[str], calls: str, when: int, trace: Path) -> bool:
+    """True if it was killed, False if it ran to its end."""
+    done = strace("-e", f"trace={calls}", "-e", f"inject={calls}:signal=KILL:when={when}", *command, trace=trace)
+    assert done.returncode in (0, -9, 137), done.stderr.decode()
+    return done.returncode != 0
+
+
+def prepare(root: Path, *, started: bool) -> str:
+    with Node(root) as node:
+        vm = node.backend("qemu").create(VMConfig("web", storage="1M"))
+        if started:
+            node.backend("qemu").mark_started("web")
+        return vm.id
+
+
+MARKED = [("vm.storage.start", "boot"), ("vm.compute.start", "boot")]
+REMOVED = [*MARKED, ("vm.compute.stop", "stop-crash"), ("vm.storage.stop", "vm-rm")]
+
+
+@pytest.mark.parametrize("verb", ["mark_started", "mark_error", "remove"])
+def test_engine_killed_at_every_system_call(tmp_root: Path, tmp_path: Path, rounds: Rounds, verb: str) -> None:
+    statements = {
+        "mark_started": "node.backend('qemu').mark_started('web')",
+        "mark_error": "node.backend('qemu').mark_error('web')",
+        "remove": "node.backend('qemu').delete('web', force=True)",
+    }
+    started = verb != "mark_started"
+    trace = tmp_path / "trace"
+
+    def fresh(at: int) -> tuple[Path, str]:
+        root = tmp_root / str(at)
+        return root, prepare(root, started=started)
+
+    def command(root: Path) -> list[str]:
+        command = scenario(statements[verb])
+        return [*command, str(root)]
+
+    root, _ = fresh(0)
+    calls, points = kill_points(command(root), trace, rounds)
+    committed = appended = 0
+    for when in points:
+        root, vm_id = fresh(when)
+        before = len(ledger_lines(root))
+        killed = kill_at(command(root), calls, when, trace)
+        appended += killed and len(ledger_lines(root)) > before
+        with Node(root) as node:
+            assert node.pending == 0, "opening drains what was left"
+            # The same verb again does the rest, or finds that all is done.
+            backend = node.backend("qemu")
+            here = [vm.id for vm in node.vms()]
+            lines = ledger_lines(root)
+            check_books(lines)
+            if verb == "mark_started":
+                assert here == [vm_id]
+                assert reasons(lines, vm_id) in (MARKED[:1], MARKED)
+                committed += reasons(lines, vm_id) == MARKED
+            elif verb == "mark_error":
+                assert reasons(lines, vm_id) == MARKED
+                committed += backend.inspect("web").state == "error"
+            else:
+                assert (reasons(lines, vm_id) == REMOVED) is (here == [])
+                committed += here == []
+                if here:
+                    backend.delete("web", force=True)
+                assert reasons(ledger_lines(root), vm_id) == REMOVED
+                assert not list((root / "run").rglob("cow.raw"))
+        check_node(root)
+        shutil.rmtree(root)
+    if len(points) > 20:
+        assert 0 < committed < len(points), "some kills fell before the commit and some after it"
+
+
+@pytest.mark.guest
+@pytest.mark.parametrize("verb", ["start", "stop", "create", "remove"])
+def test_engine_killed_during_sequences_on_a_live_guest(
+    tmp_root: Path, tmp_path: Path, guest: object, rounds: Rounds, verb: str
+) -> None:
+    """A dozen kill points spread over each sequence; COCOON_TEST_LONG=1 takes them all."""
+    trace = tmp_path / "trace"
+    statements = {
+        "create": "sys.path.insert(0, sys.argv[2]); import harness; node.backend('qemu').create(harness.guest_config('web'))",
+        "start": "node.backend('qemu').start('web')",
+        "stop": "node.backend('qemu').stop('web', force=True)",
+        "remove": "node.backend('qemu').delete('web', force=True)",
+    }
+    root = tmp_root / "node"
+    command = [*scenario(statements[verb]), str(root), str(Path(__file__).parent)]
+
+    def set_up() -> None:
+        with Node(root) as node:
+            backend = node.backend("qemu")
+            for vm in node.vms():
+                backend.delete(vm.id, force=True)
+            if verb != "create":
+                backend.create(guest_config("web", memory="128M"))
+            if verb in ("stop", "remove"):
+                backend.start("web")
+
+    set_up()
+    calls, points = kill_points(command, trace, rounds)
+    if not os.environ.get("COCOON_TEST_LONG"):
+        points = points[:: max(1, len(points) // 12)]
+    for when in points:
+        set_up()
+        kill_at(command, calls, when, trace)
+        with Node(root) as node:
+            assert node.reconcile(fix=True).ok
+            assert all(row["status"] == "ok" for row in node.reconcile().rows)
+            living = vmm_processes(root)
+            assert len(living) == sum(bool(vm.alive) for vm in node.vms())
+            for vm in node.vms():
+                assert vm.alive is vm.interval_open
+        check_node(root)
+    set_up()
+    with Node(root) as node:
+        for vm in node.vms():
+            node.backend("qemu").delete(vm.id, force=True)
+    assert vmm_processes(root) == []
+    assert check_node(root) == {}
