@@ -1,0 +1,10 @@
+"""The `cocoon` command. `main` is its entry point; app.py says which module holds which command."""
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Runs the command with the process's arguments, and exits with its code."""
+    from cocoon.cli.app import build
+
+    build().main(prog_name="cocoon")

@@ -1,0 +1,246 @@
+"""The steps of `cocoon demo`. Whatever it says was looked up after it happened: in the record, the process, the guest's
+console or the ledger."""
+
+import os
+import secrets
+import signal
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cocoon.cli import output
+from cocoon.cli.config import Config
+from cocoon.cli.errors import CommandError, one_line
+from cocoon.cli.ledger import print_intervals, print_usage
+from cocoon.cli.session import open_backend
+from cocoon.cli.units import format_duration, format_local, format_size
+from cocoon.cli.vm_show import print_vms
+
+if TYPE_CHECKING:
+    from cocoon import VM, Node
+    from cocoon.guest import Guest
+
+_READY = "COCOON-GUEST-READY"
+_POWERED_OFF = "POWER-BUTTON"
+# A guest under TCG on a busy host may hang before it prints anything (QEMU, not us): then it is started once more.
+_BOOT_SECONDS = 20.0
+_DEATH_SECONDS = 5.0
+_POLL_SECONDS = 0.02
+_MEMORY = "256M"
+_STORAGE = "64M"
+
+
+class Story:
+    """One VM's life on one node."""
+
+    def __init__(self, node: "Node", hypervisor: str, config: Config, guest: "Guest") -> None:
+        self._node = node
+        self._backend = open_backend(node, hypervisor, config)
+        self._guest = guest
+        self._name = f"demo-{secrets.token_hex(2)}"
+        self._id = ""
+        self._begin = time.monotonic()
+
+    def introduce(self, program: str) -> None:
+        """What is going to run."""
+        from cocoon import __version__
+        from cocoon._core import kvm_status
+
+        usable, reason = kvm_status()
+        output.say(f"cocoon {__version__}", style="bold")
+        output.say(f"  VMM    {program}")
+        output.say(f"  KVM    {'yes' if usable else 'no, so the guest is emulated (TCG)'}: {one_line(reason)}")
+        output.say(f"  guest  Linux {self._guest.kernel_version}, busybox")
+        output.say(f"  root   {self._node.root}")
+        output.say("")
+        self._begin = time.monotonic()
+
+    def live(self) -> None:
+        """Create, start, stop, start, crash, start, remove."""
+        self._create()
+        self._start()
+        self._stop()
+        self._start()
+        killed_at = self._crash()
+        self._start()
+        self._compare_death(killed_at)
+        self._remove()
+
+    def account(self) -> bool:
+        """Prints intervals, usage and audit. True: everything that was opened was closed."""
+        self._node.flush()
+        ledger = self._node.ledger
+        names = {self._id: self._name}
+        mine = [row for row in ledger.intervals().to_pylist() if row["id"] == self._id]
+        output.say("\nIntervals", style="bold")
+        print_intervals(mine, names=names)
+        output.say("\nUsage", style="bold")
+        print_usage([row for row in ledger.usage().to_pylist() if row["vm_id"] == self._id], names=names)
+        output.say("\nAudit", style="bold")
+        report = ledger.audit()
+        opened = len(mine)
+        closed = sum(1 for row in mine if not row["open"])
+        balanced = bool(report.ok) and opened == closed > 0 and self._node.pending == 0
+        for finding in report.findings:
+            output.say(f"{finding.code}: {finding.message}", style="red")
+        output.say(
+            f"{report.entries} entries, {len(report.findings)} findings; {opened} intervals opened, {closed} closed: "
+            + ("it balances" if balanced else "it does NOT balance"),
+            style="bold green" if balanced else "bold red",
+        )
+        return balanced
+
+    def clean_up(self) -> None:
+        """No process and no file of the VM is left, however far it got."""
+        from cocoon import NotFound
+
+        for vm in self._node.vms():
+            if vm.name == self._name:
+                try:
+                    self._backend.delete(vm.id, force=True)
+                except NotFound:
+                    continue
+
+    # ---- the steps
+
+    def _create(self) -> None:
+        from cocoon import VMConfig
+
+        config = VMConfig(
+            self._name,
+            cpu=1,
+            memory=_MEMORY,
+            storage=_STORAGE,
+            kernel=self._guest.kernel,
+            initrd=self._guest.initrd,
+            cmdline=self._guest.cmdline,
+        )
+        vm = self._backend.create(config)
+        self._id = vm.id
+        shape = f"{vm.shape.cpu} vCPU, {format_size(vm.shape.mem_bytes)}, disk {format_size(vm.shape.storage_bytes)}"
+        self._say(f"created {vm.name}: {shape}; id {vm.id}")
+
+    def _start(self) -> None:
+        for attempt in (1, 2):
+            begin = time.monotonic()
+            self._backend.start(self._id)
+            vm = self._inspect()
+            self._say(f"started its VMM, pid {vm.pid}, in {format_duration(time.monotonic() - begin)}")
+            said = self._await_guest()
+            if said is not None:
+                how = _accelerator(vm.pid)
+                self._say(f"the guest is up after {format_duration(time.monotonic() - begin)} ({how}): {said!r}")
+                return
+            if attempt == 1:
+                self._say(f"the guest was not ready after {_BOOT_SECONDS:.0f} s: killing it and starting it again")
+                self._backend.stop(self._id, force=True)
+        raise CommandError(
+            f"the guest was not ready after {_BOOT_SECONDS:.0f} s, twice; last it said: {self._last_words()}"
+        )
+
+    def _stop(self) -> None:
+        begin = time.monotonic()
+        self._backend.stop(self._id)
+        seconds = format_duration(time.monotonic() - begin)
+        by_itself = _POWERED_OFF in self._console()
+        how = "the guest powered itself off" if by_itself else "the guest did not power off, its VMM was ended"
+        self._say(f"stopped in {seconds}: {how}; the record says {self._inspect().state}")
+
+    def _crash(self) -> datetime:
+        before = self._inspect()
+        if before.pid is None:
+            raise CommandError(f"{self._name} has no VMM to be killed")
+        killed_at = _kill(before.pid)
+        deadline = time.monotonic() + _DEATH_SECONDS
+        while (after := self._inspect()).alive is not False:
+            if time.monotonic() > deadline:
+                raise CommandError(f"the VMM, pid {before.pid}, still lives after SIGKILL")
+            time.sleep(_POLL_SECONDS)
+        self._say(f"killed the VMM, pid {before.pid}, with SIGKILL, behind the engine's back; looking at it:")
+        print_vms([after])
+        unchanged = (before.state, before.updated_at, before.interval_open) == (
+            after.state,
+            after.updated_at,
+            after.interval_open,
+        )
+        self._say(
+            f"alive={after.alive}, the record still says {after.state} and is "
+            + ("unchanged: looking changes nothing" if unchanged else "CHANGED, which looking must not do")
+        )
+        return killed_at
+
+    def _compare_death(self, killed_at: datetime) -> None:
+        crashes = [e for e in self._node.ledger if e.vm_id == self._id and e.reason == "stop-crash"]
+        if not crashes:
+            self._say("the ledger does not know of the crash")
+            return
+        crash = crashes[-1]
+        if crash.ended_at is None:
+            self._say("the ledger knows of the crash, not of its moment: nobody saw it")
+            return
+        late = (crash.ended_at - killed_at).total_seconds() * 1000
+        self._say(
+            f"the ledger closed the crashed run at {format_local(crash.ended_at, millis=True)}, {late:.1f} ms after "
+            f"the kill (seen by: {crash.evidence})"
+        )
+
+    def _remove(self) -> None:
+        self._backend.delete(self._id, force=True)
+        left = [vm.name for vm in self._node.vms() if vm.id == self._id]
+        self._say("removed it with force, while it ran" + (f"; but it is still listed: {left[0]}" if left else ""))
+
+    # ---- what is really so
+
+    def _inspect(self) -> "VM":
+        return self._backend.inspect(self._id)
+
+    def _await_guest(self) -> str | None:
+        """The line that the guest says when it is up; None: it did not in time."""
+        deadline = time.monotonic() + _BOOT_SECONDS
+        while time.monotonic() < deadline:
+            text = self._console()
+            _, found, rest = text.partition(_READY)
+            if found and "\n" in rest:
+                return one_line(found + rest.partition("\n")[0])
+            if self._inspect().alive is False:
+                raise CommandError(f"the VMM ended while its guest booted; last it said: {self._last_words()}")
+            time.sleep(_POLL_SECONDS)
+        return None
+
+    def _console(self) -> str:
+        # A file of its own for each start.
+        try:
+            return Path(self._backend.console_log_path(self._id)).read_text(errors="replace")
+        except FileNotFoundError:
+            return ""
+
+    def _last_words(self) -> str:
+        log = Path(self._backend.log_path(self._id))
+        said = self._console() or (log.read_text(errors="replace") if log.exists() else "")
+        return one_line("\n".join(said.splitlines()[-5:])) or "nothing"
+
+    def _say(self, text: str) -> None:
+        output.say(f"{time.monotonic() - self._begin:6.2f}s  {text}")
+
+
+def _kill(pid: int) -> datetime:
+    """When it was killed."""
+    process = os.pidfd_open(pid)
+    try:
+        killed_at = datetime.now(UTC)
+        signal.pidfd_send_signal(process, signal.SIGKILL)
+    finally:
+        os.close(process)
+    return killed_at
+
+
+def _accelerator(pid: int | None) -> str:
+    """What the VMM's process really uses: one that runs a guest under KVM holds KVM's descriptor of it."""
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            if link.readlink().name.startswith("anon_inode:kvm-vm"):
+                return "under KVM"
+        except FileNotFoundError:
+            continue
+    return "emulated, TCG"
