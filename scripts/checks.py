@@ -157,7 +157,8 @@ class Checks:
         temporary.mkdir()
         report.unlink(missing_ok=True)
         try:
-            self.command(name, words, {**environment, "TMPDIR": str(temporary)}, allowed)
+            long = {"COCOON_TEST_LONG": "1"} if self.options.long else {}
+            self.command(name, words, {**environment, **long, "TMPDIR": str(temporary)}, allowed)
             message = ""
         except Failed as failure:
             message = str(failure)

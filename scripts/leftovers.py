@@ -38,8 +38,9 @@ def files(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if not path.name.startswith("pytest-of-"))
 
 
-def sweep(folder: Path) -> list[str]:
-    deadline = time.monotonic() + GRACE
+def sweep(folder: Path, grace: float = GRACE) -> list[str]:
+    """Looks for up to `grace` seconds, says what is still there and removes it, the folder with it."""
+    deadline = time.monotonic() + grace
     while (running := processes(folder)) and time.monotonic() < deadline:
         time.sleep(0.05)
     left = [f"process {pid}: {argv}" for pid, argv in running.items()]

@@ -41,8 +41,9 @@ def included(source: Path) -> set[Path]:
 
 def key(source: Path, command: str, version: str) -> str:
     digest = hashlib.sha256(f"{version}\0{command}\0".encode())
-    for path in [ROOT / ".clang-tidy", *sorted(included(source))]:
-        digest.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes() + b"\0")
+    configurations = [path for folder in source.parents if (path := folder / ".clang-tidy").is_file()]
+    for path in [*configurations, *sorted(included(source))]:
+        digest.update(str(path).encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
 
 
