@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import tempfile
 import threading
 import time
@@ -83,3 +84,20 @@ def poll(condition: Callable[[], object], what: str, *, seconds: float = 10) -> 
         if time.monotonic() >= deadline:
             pytest.fail(f"not within {seconds} s: {what}")
         nothing.wait(0.005)
+
+
+@pytest.fixture
+def netns() -> Iterator[Path]:
+    """The path of a network namespace that nobody else uses."""
+    holder = subprocess.Popen(
+        ["unshare", "--net", "sh", "-c", "echo up; read line"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert holder.stdout is not None
+    if holder.stdout.readline() != "up\n":
+        pytest.skip(f"a network namespace cannot be made: {holder.communicate()[1].strip()}")
+    yield Path(f"/proc/{holder.pid}/ns/net")
+    holder.communicate("\n", timeout=10)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -212,3 +213,32 @@ def vmm_processes(root: Path) -> list[int]:
 def shim_of(pid: int) -> int:
     status = Path(f"/proc/{pid}/status").read_text()
     return int(status.split("PPid:")[1].split()[0])
+
+
+# ------------------------------------------------------------------ kills at system calls
+
+
+def strace(trace: Path, *args: str) -> subprocess.CompletedProcess[bytes]:
+    binary = shutil.which("strace")
+    if binary is None:
+        pytest.skip("strace is not installed")
+    probe = subprocess.run([binary, "-qq", "-o", os.devnull, "true"], capture_output=True, check=False)
+    if probe.returncode != 0:
+        pytest.skip(f"strace may not trace here: {probe.stderr.decode().strip()}")
+    return subprocess.run([binary, "-f", "-qq", "-o", str(trace), *args], capture_output=True, check=False, timeout=120)
+
+
+def traced_calls(command: list[str], trace: Path, calls: str) -> list[str]:
+    """Names of the system calls that the command's first thread makes, in order."""
+    done = strace(trace, "-e", f"trace={calls}", *command)
+    assert done.returncode == 0, done.stderr.decode()
+    lines = [line.split(maxsplit=1) for line in trace.read_text(errors="replace").splitlines()]
+    first = lines[0][0]
+    return [text.split("(")[0] for pid, text in lines if pid == first and text[0].isalpha()]
+
+
+def kill_at(command: list[str], call: str, when: int, trace: Path) -> bool:
+    """Kills the command at the `when`-th such call of a thread of it. False: it ran to its end before that."""
+    done = strace(trace, "-e", f"trace={call}", "-e", f"inject={call}:signal=KILL:when={when}", *command)
+    assert done.returncode in (0, -9, 137), done.stderr.decode()
+    return done.returncode != 0

@@ -21,11 +21,13 @@ from harness import (
     engine_process,
     finish,
     guest_config,
+    kill_at,
     ledger_lines,
     proc_gone,
     reasons,
     shim_of,
     time_ns,
+    traced_calls,
     vmm_processes,
     wait_ready,
 )
@@ -252,13 +254,19 @@ def test_a_living_vmm_that_the_record_calls_stopped_is_adopted(
     # The engine of the VM's start is killed at the first call after the guest was let run: its commit never happens.
     with Node(tmp_root) as node:
         node.backend("qemu").create(guest_config("web"))
-    trace = tmp_path / "trace"
     starter = "from cocoon import Node; import sys; Node(sys.argv[1]).backend('qemu').start('web')"
     command = [sys.executable, "-c", starter, str(tmp_root)]
-    kill_at = _last_flock_before_commit(command, tmp_root, trace)
+    flocks = traced_calls(command, tmp_path / "trace", "flock").count("flock")
+    for when in range(flocks, 0, -1):
+        with Node(tmp_root) as node:
+            node.backend("qemu").delete("web", force=True)
+            node.backend("qemu").create(guest_config("web"))
+        kill_at(command, "flock", when, tmp_path / "trace")
+        with Node(tmp_root) as node:
+            if not node.find("web").interval_open:
+                break
     with Node(tmp_root) as node:
         backend = node.backend("qemu")
-        assert kill_at is not None
         vm = backend.inspect("web")
         assert (vm.state, vm.alive, vm.interval_open) == (VMState.CREATED, True, False)
         (row,) = node.reconcile().rows
@@ -272,25 +280,6 @@ def test_a_living_vmm_that_the_record_calls_stopped_is_adopted(
         backend.delete("web", force=True)
     assert check_node(tmp_root) == {}
     assert vmm_processes(tmp_root) == []
-
-
-def _last_flock_before_commit(command: list[str], root: Path, trace: Path) -> int | None:
-    """Kills the starter at later and later calls of flock until the VMM outlives it with its guest running."""
-    for when in range(1, 60):
-        subprocess.run(
-            ["strace", "-f", "-qq", "-o", str(trace), "-e", "trace=flock", "-e", f"inject=flock:signal=KILL:when={when}", *command],
-            check=False,
-            capture_output=True,
-            timeout=60,
-        )
-        with Node(root) as node:
-            vm = node.find("web")
-            if vm.interval_open:
-                return None
-            if vm.alive and node.reconcile().rows[0]["status"] == "process-without-interval":
-                return when
-            node.reconcile(fix=True)
-    return None
 
 
 def test_a_process_with_a_reused_pid_is_never_signalled(backend: Backend, tmp_root: Path, wait_until: Wait) -> None:

@@ -1,20 +1,28 @@
 """The engine is killed at every system call of a scenario; whatever it left, the next opener puts right.
 
 `strace -e inject=…:signal=KILL:when=N` with N = 1, 2, … until the scenario completes. By default every call that changes
-something is a kill point (and each n-th of them under COCOON_TEST_SCALE); COCOON_TEST_LONG=1 takes every call there is.
+something is a kill point (fewer under COCOON_TEST_SCALE); COCOON_TEST_LONG=1 takes every call there is.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from harness import check_books, check_node, guest_config, ledger_lines, reasons, vmm_processes
+from harness import (
+    check_books,
+    check_node,
+    guest_config,
+    kill_at,
+    ledger_lines,
+    reasons,
+    traced_calls,
+    vmm_processes,
+)
 
 from cocoon import Node, VMConfig
 
@@ -24,47 +32,20 @@ Rounds = Callable[[int], int]
 CALLS = "write,pwrite64,writev,fdatasync,fsync,ftruncate,flock,rename,unlink,unlinkat,rmdir,mkdir,openat,close,fcntl"
 
 
-def strace(*args: str, trace: Path) -> subprocess.CompletedProcess[bytes]:
-    binary = shutil.which("strace")
-    if binary is None:
-        pytest.skip("strace is not installed")
-    probe = subprocess.run([binary, "-qq", "-o", os.devnull, "true"], capture_output=True, check=False)
-    if probe.returncode != 0:
-        pytest.skip(f"strace may not trace here: {probe.stderr.decode().strip()}")
-    return subprocess.run([binary, "-f", "-qq", "-o", str(trace), *args], capture_output=True, check=False, timeout=120)
-
-
 def scenario(verb: str) -> list[str]:
-    # The mark says where the scenario begins: what the interpreter does before it is of no interest.
+    # The marks say where the scenario begins and ends: what the interpreter does around it is of no interest.
     code = f"import sys, os; from cocoon import Node; node = Node(sys.argv[1]); os.getppid(); {verb}; os.getppid()"
     return [sys.executable, "-c", code]
 
 
-def count_before(command: list[str], trace: Path, calls: str) -> tuple[int, int]:
-    """How many of `calls` come before the scenario, and up to its end."""
-    done = strace("-e", f"trace={calls},getppid", *command, trace=trace)
-    assert done.returncode == 0, done.stderr.decode()
-    lines = trace.read_text().splitlines()
-    marks = [i for i, line in enumerate(lines) if "getppid()" in line]
-    assert len(marks) == 2, marks
-    first = sum("getppid()" not in line and "+++" not in line and "resumed" not in line for line in lines[: marks[0]])
-    last = sum("getppid()" not in line and "+++" not in line and "resumed" not in line for line in lines[: marks[1]])
-    return first, last
-
-
-def kill_points(command: list[str], trace: Path, rounds: Rounds) -> tuple[str, range]:
-    calls = "all" if os.environ.get("COCOON_TEST_LONG") else CALLS
-    first, last = count_before(command, trace, calls)
-    assert last > first, "the scenario makes no such call: it tests nothing"
-    wanted = rounds(last - first)
-    return calls, range(first + 1, last + 1, max(1, (last - first) // wanted))
-
-
-def kill_at(command: list[str], calls: str, when: int, trace: Path) -> bool:
-    """True if it was killed, False if it ran to its end."""
-    done = strace("-e", f"trace={calls}", "-e", f"inject={calls}:signal=KILL:when={when}", *command, trace=trace)
-    assert done.returncode in (0, -9, 137), done.stderr.decode()
-    return done.returncode != 0
+def kill_points(command: list[str], trace: Path, most: int) -> list[tuple[str, int]]:
+    """(call, n): the n-th such call of the engine's thread lies within the scenario. At most about `most`, spread out."""
+    everything = bool(os.environ.get("COCOON_TEST_LONG"))
+    calls = traced_calls(command, trace, "all" if everything else f"{CALLS},getppid")
+    begin, end = (i for i, call in enumerate(calls) if call == "getppid")
+    points = [(call, calls[: i + 1].count(call)) for i, call in enumerate(calls) if begin < i < end]
+    assert points, "the scenario makes no such call: it tests nothing"
+    return points if everything else points[:: max(1, len(points) // most)]
 
 
 def prepare(root: Path, *, started: bool) -> str:
@@ -98,13 +79,11 @@ def test_engine_killed_at_every_system_call(tmp_root: Path, tmp_path: Path, roun
         return [*command, str(root)]
 
     root, _ = fresh(0)
-    calls, points = kill_points(command(root), trace, rounds)
-    committed = appended = 0
-    for when in points:
-        root, vm_id = fresh(when)
-        before = len(ledger_lines(root))
-        killed = kill_at(command(root), calls, when, trace)
-        appended += killed and len(ledger_lines(root)) > before
+    points = kill_points(command(root), trace, rounds(1000))
+    committed = 0
+    for at, (call, when) in enumerate(points, start=1):
+        root, vm_id = fresh(at)
+        assert kill_at(command(root), call, when, trace), f"it ran to its end, past {call} number {when}"
         with Node(root) as node:
             assert node.pending == 0, "opening drains what was left"
             # The same verb again does the rest, or finds that all is done.
@@ -159,12 +138,9 @@ def test_engine_killed_during_sequences_on_a_live_guest(
                 backend.start("web")
 
     set_up()
-    calls, points = kill_points(command, trace, rounds)
-    if not os.environ.get("COCOON_TEST_LONG"):
-        points = points[:: max(1, len(points) // 12)]
-    for when in points:
+    for call, when in kill_points(command, trace, rounds(12)):
         set_up()
-        kill_at(command, calls, when, trace)
+        kill_at(command, call, when, trace)
         with Node(root) as node:
             assert node.reconcile(fix=True).ok
             assert all(row["status"] == "ok" for row in node.reconcile().rows)
