@@ -161,12 +161,37 @@ static char *put_text(char *at, const char *text) {
   return at;
 }
 
+static int open_proc_file(int pid, const char *name) {
+  char path[40];
+  *put_text(put_number(put_text(path, "/proc/"), (uint64_t)pid), name) = '\0';
+  return (int)sys_openat(AT_FDCWD, path, O_RDONLY | O_CLOEXEC, 0);
+}
+
+// vfork returns in the middle of execve: the new program has no argv yet, and still has the descriptors that are to be
+// closed. The kernel sets argv last, so wait for that, or for its death.
+static void wait_until_executed(int pid) {
+  const int fd = open_proc_file(pid, "/cmdline");
+  if (fd < 0) return;
+  siginfo_t death;
+  for (int round = 0;; ++round) {
+    char first;
+    if (sys_pread(fd, &first, 1, 0) != 0) break;
+    death.si_pid = 0;
+    if (sys_waitid(P_PID, pid, &death, WEXITED | WNOWAIT | WNOHANG) < 0 || death.si_pid == pid) break;
+    if (round < 200) {  // microseconds, unless the program must be read from the disk
+      sys_yield();
+    } else {
+      sys_sleep_ns(100 * 1000);
+    }
+  }
+  sys_close(fd);
+}
+
 // Field 22 of /proc/PID/stat, 0 if it cannot be had. Our child is there until we reap it, dead or alive.
 static uint64_t read_start_ticks(int pid) {
-  char text[512];
-  *put_text(put_number(put_text(text, "/proc/"), (uint64_t)pid), "/stat") = '\0';
-  const int fd = (int)sys_openat(AT_FDCWD, text, O_RDONLY | O_CLOEXEC, 0);
+  const int fd = open_proc_file(pid, "/stat");
   if (fd < 0) return 0;
+  char text[512];
   const long size = sys_read(fd, text, sizeof text);
   sys_close(fd);
   const char *end = text + (size > 0 ? size : 0);
@@ -242,10 +267,11 @@ static int run_shim(const struct plan *plan) {
   sys_umask(077);
   sys_prctl(PR_SET_CHILD_SUBREAPER, 1);
 
-  // Returns once the program runs or has failed to, and then knows which: no second pipe.
+  // Returns once the program is being executed or has failed to, and then knows which: no second pipe.
   const int pid = (int)sys_vfork();
   if (pid == 0) run_program(plan);
 
+  if (pid > 0 && failed_step == COCOON_SHIM_RUNNING) wait_until_executed(pid);
   // Before the answer: once the engine knows of the program, only the program holds its lock.
   const int closed = close_others(plan);
   if (pid < 0) {

@@ -64,6 +64,9 @@ static inline long sys_openat(int folder, const char *name, int flags, unsigned 
 static inline long sys_read(int fd, void *buffer, size_t size) {
   return call(SYS_read, fd, (long)buffer, (long)size, 0, 0);
 }
+static inline long sys_pread(int fd, void *buffer, size_t size, long offset) {
+  return call(SYS_pread64, fd, (long)buffer, (long)size, offset, 0);
+}
 static inline long sys_write(int fd, const void *buffer, size_t size) {
   return call(SYS_write, fd, (long)buffer, (long)size, 0, 0);
 }
@@ -86,6 +89,11 @@ static inline long sys_execve(const char *program, char **argv, char **environme
 }
 static inline long sys_waitid(int kind, int pid, siginfo_t *info, int options) {
   return call(SYS_waitid, kind, pid, (long)info, options, 0);
+}
+static inline void sys_yield(void) { call(SYS_sched_yield, 0, 0, 0, 0, 0); }
+static inline void sys_sleep_ns(long ns) {
+  const struct __kernel_timespec time = {0, ns};
+  call(SYS_nanosleep, (long)&time, 0, 0, 0, 0);
 }
 static inline void sys_clock_gettime(int id, struct __kernel_timespec *now) {
   call(SYS_clock_gettime, id, (long)now, 0, 0, 0);
