@@ -118,7 +118,6 @@ TEST(ProcessTest, ScanFindsExactlyWhatIsWanted) {
 }
 
 TEST(ProcessTest, ScanSurvivesProcessesThatComeAndGo) {
-  std::atomic<bool> stop{false};
   ForkedChild churn([] {
     ::prctl(PR_SET_PDEATHSIG, SIGKILL);
     ::signal(SIGCHLD, SIG_IGN);
@@ -227,8 +226,9 @@ TEST(PidfdTest, CancelInterruptsTheWaitSoon) {
   for (int round = 0; round < 3; ++round) {
     Cancel cancel;
     std::atomic<steady_clock::time_point> requested{steady_clock::time_point()};
+    const pid_t waiter = ::gettid();
     std::thread thread([&] {
-      std::this_thread::sleep_for(milliseconds(30));  // in the midst of the wait
+      EXPECT_TRUE(falls_asleep(waiter));
       requested = steady_clock::now();
       cancel.request();
     });

@@ -81,6 +81,11 @@ inline std::vector<std::string> stat_fields(pid_t pid) {
   return end == std::string::npos ? std::vector<std::string>() : words(text.substr(end + 2));
 }
 
+// True once that thread waits in the kernel.
+inline bool falls_asleep(pid_t thread) {
+  return eventually([&] { return stat_fields(thread).at(0) == "S"; });
+}
+
 inline pid_t parent_of(pid_t pid) {
   const std::vector<std::string> fields = stat_fields(pid);
   return fields.size() > 1 ? std::stoi(fields[1]) : -1;

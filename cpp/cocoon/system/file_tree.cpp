@@ -68,9 +68,11 @@ void remove_at(int parent, const char* name, const Path& shown) {
   // Linux says EISDIR for folders, POSIX EPERM; a file that cannot be removed says EPERM too (chattr +i).
   if (code != EISDIR && code != EPERM) throw_store_error("remove", shown, code);
   struct stat status {};
-  if (::fstatat(parent, name, &status, AT_SYMLINK_NOFOLLOW) != 0 || !S_ISDIR(status.st_mode)) {
-    throw_store_error("remove", shown, code);
+  if (::fstatat(parent, name, &status, AT_SYMLINK_NOFOLLOW) != 0) {
+    if (errno == ENOENT) return;  // removed by somebody else
+    throw_store_error("remove", shown);
   }
+  if (!S_ISDIR(status.st_mode)) throw_store_error("remove", shown, code);
   remove_folder_at(parent, name, shown);
 }
 
