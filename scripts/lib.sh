@@ -94,12 +94,12 @@ ensure_packages() {
 
 # run_logged NAME COMMAND...: quiet; on failure the last lines of its output.
 run_logged() {
-  local log=$logs/$1.log
+  local name=$1 log=$logs/$1.log
   shift
   mkdir -p "$logs"
   if ! "$@" >"$log" 2>&1; then
     tail -n 40 "$log" >&2
-    die "$1 failed; all of its output: $log"
+    die "$name failed; all of its output: $log"
   fi
 }
 
