@@ -92,7 +92,7 @@ def say(text: str, *, style: str = "", file: IO[str] | None = None) -> None:
 
         Console(file=stream, highlight=False).print(Text(printable(text), style=style), soft_wrap=True)
     else:
-        print(printable(text), file=stream)
+        print(printable(text), file=stream, flush=True)
 
 
 def fail(message: str, hint: str = "", *, ref: str = "") -> None:
