@@ -8,6 +8,7 @@
 
 #include "cocoon/lifecycle/labels.h"
 #include "cocoon/lifecycle/transition.h"
+
 #include "lifecycle_test_support.h"
 
 namespace cocoon::lifecycle {
@@ -97,7 +98,8 @@ class LifecycleEntriesTest : public testing::Test {
 
 TEST_F(LifecycleEntriesTest, FromCreateToRemove) {
   reserve();
-  expect(on(FinalizeCreate{config(2)}), [&] { return std::vector{entry(Kind::kVmStorageStart, Reason::kBoot, 50, 50)}; });
+  expect(on(FinalizeCreate{config(2)}),
+         [&] { return std::vector{entry(Kind::kVmStorageStart, Reason::kBoot, 50, 50)}; });
   EXPECT_EQ(vm->storage_interval, 50U);
   expect(on(MarkStarted{process}), [&] { return std::vector{entry(Kind::kVmComputeStart, Reason::kBoot, 51, 51)}; });
   EXPECT_EQ(vm->started, now);
@@ -111,8 +113,10 @@ TEST_F(LifecycleEntriesTest, FromCreateToRemove) {
   expect(on(MarkStarted{}), [&] { return std::vector{entry(Kind::kVmComputeStart, Reason::kRestart, 53, 53)}; });
   EXPECT_FALSE(vm->process);
   EXPECT_FALSE(vm->stopped_at_ns);
-  expect(on(Remove{true, {}}), [&] { return std::vector{entry(Kind::kVmComputeStop, Reason::kStopUser, 54, 53),
-                                               entry(Kind::kVmStorageStop, Reason::kVmRemove, 55, 50)}; });
+  expect(on(Remove{true, {}}), [&] {
+    return std::vector{entry(Kind::kVmComputeStop, Reason::kStopUser, 54, 53),
+                       entry(Kind::kVmStorageStop, Reason::kVmRemove, 55, 50)};
+  });
   EXPECT_FALSE(vm);
 }
 
@@ -138,8 +142,10 @@ TEST_F(LifecycleEntriesTest, FinalizeTakesThePreparedConfiguration) {
 
 TEST_F(LifecycleEntriesTest, CloneNamesItsSnapshotAndStartsWithStorage) {
   reserve();
-  expect(on(FinalizeClone{config(4), "snap", process}), [&] { return std::vector{from(entry(Kind::kVmStorageStart, Reason::kClone, 50, 50, 4), "snap"),
-                         from(entry(Kind::kVmComputeStart, Reason::kClone, 51, 51, 4), "snap")}; });
+  expect(on(FinalizeClone{config(4), "snap", process}), [&] {
+    return std::vector{from(entry(Kind::kVmStorageStart, Reason::kClone, 50, 50, 4), "snap"),
+                       from(entry(Kind::kVmComputeStart, Reason::kClone, 51, 51, 4), "snap")};
+  });
   EXPECT_EQ(vm->started, now);
   EXPECT_EQ(vm->process, process);
   on(MarkStopped{});
@@ -148,11 +154,14 @@ TEST_F(LifecycleEntriesTest, CloneNamesItsSnapshotAndStartsWithStorage) {
 
 TEST_F(LifecycleEntriesTest, RestoreStopsTheOldShapeAndStartsTheNew) {
   create_and_start();
-  expect(on(RestoreKilled{"snap"}), [&] { return std::vector{from(entry(Kind::kVmComputeStop, Reason::kRestore, 52, 51, 2), "snap")}; });
+  expect(on(RestoreKilled{"snap"}),
+         [&] { return std::vector{from(entry(Kind::kVmComputeStop, Reason::kRestore, 52, 51, 2), "snap")}; });
   EXPECT_EQ(vm->shape.cpu, 2);
-  expect(on(RestoreDone{config(4), "snap", process}), [&] { return std::vector{from(entry(Kind::kVmStorageStop, Reason::kRestore, 53, 50, 2), "snap"),
-                         from(entry(Kind::kVmStorageStart, Reason::kRestore, 54, 54, 4), "snap"),
-                         from(entry(Kind::kVmComputeStart, Reason::kRestore, 55, 55, 4), "snap")}; });
+  expect(on(RestoreDone{config(4), "snap", process}), [&] {
+    return std::vector{from(entry(Kind::kVmStorageStop, Reason::kRestore, 53, 50, 2), "snap"),
+                       from(entry(Kind::kVmStorageStart, Reason::kRestore, 54, 54, 4), "snap"),
+                       from(entry(Kind::kVmComputeStart, Reason::kRestore, 55, 55, 4), "snap")};
+  });
   EXPECT_EQ(vm->config.cpu, 4);
   EXPECT_EQ(vm->started, now);
 }
@@ -175,9 +184,11 @@ TEST_F(LifecycleEntriesTest, WakeNamesTheKeptSnapshotAndForgetsIt) {
   expect(on(Hibernate{"kept"}), [&] { return std::vector{entry(Kind::kVmComputeStop, Reason::kStopUser, 52, 51)}; });
   EXPECT_EQ(vm->kept_snapshot_id, "kept");
   EXPECT_FALSE(vm->process);
-  expect(on(Wake{process}), [&] { return std::vector{from(entry(Kind::kVmComputeStart, Reason::kHibernateWake, 53, 53), "kept")}; });
+  expect(on(Wake{process}),
+         [&] { return std::vector{from(entry(Kind::kVmComputeStart, Reason::kHibernateWake, 53, 53), "kept")}; });
   EXPECT_EQ(vm->kept_snapshot_id, "");
-  EXPECT_TRUE(contains(error_of([&] { on(Hibernate{""}); }), "InvalidArgument: hibernate web-1: the kept snapshot's id"));
+  EXPECT_TRUE(
+      contains(error_of([&] { on(Hibernate{""}); }), "InvalidArgument: hibernate web-1: the kept snapshot's id"));
 }
 
 TEST_F(LifecycleEntriesTest, StartOfAHibernatedVmKeepsItsSnapshot) {
@@ -224,9 +235,9 @@ TEST_F(LifecycleEntriesTest, RelabelClosesAndOpensEveryOpenIntervalAtOneInstant)
   };
   const auto entries = on(Relabel{{{"tenant", "b"}, {"team", std::nullopt}, {"never", std::nullopt}}});
   EXPECT_TRUE(entries == (std::vector{entry(Kind::kVmComputeStop, Reason::kRelabel, 52, 51),
-                                  entry(Kind::kVmStorageStop, Reason::kRelabel, 53, 50),
-                                  relabelled(entry(Kind::kVmStorageStart, Reason::kRelabel, 54, 54)),
-                                  relabelled(entry(Kind::kVmComputeStart, Reason::kRelabel, 55, 55))}));
+                                      entry(Kind::kVmStorageStop, Reason::kRelabel, 53, 50),
+                                      relabelled(entry(Kind::kVmStorageStart, Reason::kRelabel, 54, 54)),
+                                      relabelled(entry(Kind::kVmComputeStart, Reason::kRelabel, 55, 55))}));
   EXPECT_EQ(vm->config.labels, (Labels{{"note", "private"}, {"tenant", "b"}}));
   EXPECT_EQ(vm->started, started) << "the VMM is the same";
   EXPECT_EQ(vm->compute_since, now);
@@ -269,7 +280,8 @@ TEST_F(LifecycleEntriesTest, LimitsOfLabels) {
     EXPECT_TRUE(contains(relabel(key, "v"), "InvalidArgument: label key")) << key;
     EXPECT_EQ(relabel(key, std::nullopt), "") << "removing what cannot be there is fine";
   }
-  for (const std::string& value : {std::string(257, 'v'), std::string("\n"), std::string("\xc3"), std::string("\xc2\x80")}) {
+  for (const std::string& value :
+       {std::string(257, 'v'), std::string("\n"), std::string("\xc3"), std::string("\xc2\x80")}) {
     EXPECT_TRUE(contains(relabel("key", value), "InvalidArgument: label \"key\": value")) << value;
   }
   EXPECT_EQ(vm->config.labels.count("key"), 0U);
@@ -321,12 +333,12 @@ TEST_F(CrashEvidenceTest, TheBoundsOfTheIntervalAreCredible) {
 
 TEST_F(CrashEvidenceTest, AnIncredibleDeathIsDropped) {
   const std::vector<Death> incredible = {
-      {instant(1299), "shim"},                          // before the start: another VMM's
-      {instant(1401), "shim"},                          // after now
-      {instant(1350, "boot0000"), "shim"},              // on another boot than the start
+      {instant(1299), "shim"},              // before the start: another VMM's
+      {instant(1401), "shim"},              // after now
+      {instant(1350, "boot0000"), "shim"},  // on another boot than the start
       {instant(1350), "hearsay"},
       {instant(1350), ""},
-      {{-1, 1350, "boot0001"}, "shim"},                 // before 1970: no ledger line can hold it
+      {{-1, 1350, "boot0001"}, "shim"},  // before 1970: no ledger line can hold it
   };
   const auto record = vm;
   for (const Death& death : incredible) {
@@ -462,8 +474,9 @@ TEST(LifecycleSnapshotEntriesTest, StartAndStopCarryTheSameShape) {
   expected.seq = 6;
   EXPECT_EQ(outcome.entries, std::vector{expected});
   EXPECT_FALSE(outcome.record);
-  EXPECT_TRUE(contains(error_of([&] { apply(std::optional<SnapshotRecord>(), ReserveSnapshot{}, {instant(1), 1, nullptr}); }),
-                       "InvalidArgument: reserve snapshot : its id is empty"));
+  EXPECT_TRUE(
+      contains(error_of([&] { apply(std::optional<SnapshotRecord>(), ReserveSnapshot{}, {instant(1), 1, nullptr}); }),
+               "InvalidArgument: reserve snapshot : its id is empty"));
 }
 
 }  // namespace

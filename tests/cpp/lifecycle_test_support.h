@@ -47,6 +47,7 @@ inline std::string summary(const metering::Entry& entry) {
 
 inline std::vector<std::string> summaries(const std::vector<metering::Entry>& entries) {
   std::vector<std::string> all;
+  all.reserve(entries.size());
   for (const auto& entry : entries) all.push_back(summary(entry));
   return all;
 }

@@ -1,6 +1,4 @@
 // The table of docs/lifecycle.md, cell by cell: state × event × compute open or closed × booted before or not.
-#include "cocoon/lifecycle/transition.h"
-
 #include <array>
 #include <map>
 #include <set>
@@ -11,12 +9,13 @@
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
+#include "cocoon/lifecycle/transition.h"
+
 #include "lifecycle_test_support.h"
 
 namespace cocoon::lifecycle {
 namespace {
 
-const std::vector<std::string> kMetered = {"tenant"};
 constexpr std::array kStates = {VmState::kCreating, VmState::kCreated,    VmState::kRunning,
                                 VmState::kStopped,  VmState::kHibernated, VmState::kError};
 
@@ -97,7 +96,7 @@ struct Row {
 
 // Cells that no sequence of events reaches are here too: a `creating` record with an open interval is broken, and only
 // removing it is possible, which closes what is open. Any other state closes and opens as the interval asks.
-const std::vector<Row> kTable = {
+constexpr Row kTable[] = {
     {"reserve", "*", '*', '*', "AlreadyExists", ""},
 
     {"finalize create", "creating", 'c', '*', "created", "vm.storage.start boot"},
@@ -108,7 +107,8 @@ const std::vector<Row> kTable = {
     {"rollback create", "creating", 'o', '*', "Error", ""},
     {"rollback create", "finalized", '*', '*', "InvalidState", ""},
 
-    {"finalize clone", "creating", 'c', '*', "running", "vm.storage.start clone; vm.compute.start clone", Process::kSet},
+    {"finalize clone", "creating", 'c', '*', "running", "vm.storage.start clone; vm.compute.start clone",
+     Process::kSet},
     {"finalize clone", "creating", 'o', '*', "Error", ""},
     {"finalize clone", "finalized", '*', '*', "InvalidState", ""},
 
@@ -122,9 +122,9 @@ const std::vector<Row> kTable = {
 
     {"mark stopped", "creating", '*', '*', "InvalidState", ""},
     {"mark stopped", "created running stopped error", 'c', '*', "stopped", "", Process::kCleared},
-    // Its precondition is a process that was alive. A hibernated VM with nothing open has none: it is stopped already, and
-    // this is a repetition, which changes nothing. As `stopped` it could not be woken any more, while the snapshot that
-    // keeps its memory would be billed for ever.
+    // Its precondition is a process that was alive. A hibernated VM with nothing open has none: it is stopped already,
+    // and this is a repetition, which changes nothing. As `stopped` it could not be woken any more, while the snapshot
+    // that keeps its memory would be billed for ever.
     {"mark stopped", "hibernated", 'c', '*', "hibernated", "", Process::kCleared},
     // With an open interval it did run since, so the kept memory is older than its disks: stopped.
     {"mark stopped", "finalized", 'o', '*', "stopped", "vm.compute.stop stop-user", Process::kCleared},
@@ -196,7 +196,10 @@ bool covers(const Row& row, const std::string& event, VmState state, bool open, 
          (row.booted == '*' || (row.booted == 'b') == booted);
 }
 
-Context context_at(std::int64_t uptime_ns) { return {instant(uptime_ns), 1000, &kMetered}; }
+Context context_at(std::int64_t uptime_ns) {
+  static const std::vector<std::string> kMetered = {"tenant"};
+  return {instant(uptime_ns), 1000, &kMetered};
+}
 
 void expect_cell(const Row& row, const NamedEvent& named, VmState state, bool open, bool booted) {
   const VmRecord before = vm(state, open, booted);
@@ -210,8 +213,8 @@ void expect_cell(const Row& row, const NamedEvent& named, VmState state, bool op
     EXPECT_TRUE(error.starts_with(result)) << error;
     if (result == "InvalidState") {
       const std::string said(to_string(state));
-      EXPECT_TRUE(contains(error, fmt::format("InvalidState[{}]: {} web-1: it is {}, allowed: ", said,
-                                              name_of(named.event), said)));
+      EXPECT_TRUE(contains(
+          error, fmt::format("InvalidState[{}]: {} web-1: it is {}, allowed: ", said, name_of(named.event), said)));
     }
     return;
   }
@@ -253,9 +256,15 @@ void expect_cell(const Row& row, const NamedEvent& named, VmState state, bool op
   EXPECT_EQ(after.compute_interval != 0, compute);
   EXPECT_EQ(after.first_booted, booted || result == "running");
   switch (row.process) {
-    case Process::kKept: EXPECT_EQ(after.process, before.process); break;
-    case Process::kCleared: EXPECT_FALSE(after.process); break;
-    case Process::kSet: EXPECT_EQ(after.process, (ProcessIdentity{20, 21, "boot0001"})); break;
+    case Process::kKept:
+      EXPECT_EQ(after.process, before.process);
+      break;
+    case Process::kCleared:
+      EXPECT_FALSE(after.process);
+      break;
+    case Process::kSet:
+      EXPECT_EQ(after.process, (ProcessIdentity{20, 21, "boot0001"}));
+      break;
   }
   if (said.empty()) {
     EXPECT_EQ(after.started, before.started);

@@ -14,8 +14,8 @@ bool earlier_on_one_boot(const Instant& a, const Instant& b) {
   return a.boot_id == b.boot_id && a.uptime_ns < b.uptime_ns;
 }
 
-// A VMM dies on the boot it was started on, not before that start and not after now. The wall clock has no say: it steps.
-// The exit file this comes from may be another VMM's, or forged.
+// A VMM dies on the boot it was started on, not before that start and not after now. The wall clock has no say: it
+// steps. The exit file this comes from may be another VMM's, or forged.
 bool is_credible(const Death& death, const Instant& started, const Instant& now) {
   if (std::find(kWitnesses.begin(), kWitnesses.end(), death.evidence) == kWitnesses.end()) return false;
   if (death.at.wall_ns < 0) return false;  // no ledger line can hold it
@@ -30,8 +30,8 @@ void add_crash_evidence(const VmRecord& record, const std::optional<Death>& deat
   const Instant& started = *record.started;
   const Instant& opened = record.compute_since ? *record.compute_since : started;
   if (death && is_credible(*death, started, now)) {
-    // A relabel may have closed and reopened the interval of a VMM that nobody knew was dead: nothing of the new one was
-    // used. A relabel on a later boot follows every death on the boot before.
+    // A relabel may have closed and reopened the interval of a VMM that nobody knew was dead: nothing of the new one
+    // was used. A relabel on a later boot follows every death on the boot before.
     const bool died_before =
         death->at.boot_id == opened.boot_id ? death->at.uptime_ns < opened.uptime_ns : record.compute_since.has_value();
     const Instant& ended = died_before ? opened : death->at;

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 #include <charconv>
-#include <vector>
+#include <iterator>
 
 #include <fmt/format.h>
 
@@ -47,14 +47,30 @@ void append_json_string(std::string_view text, std::string& out) {
     out.append(text, kept, i - kept);
     kept = i + 1;
     switch (byte) {
-      case '"': out += "\\\""; break;
-      case '\\': out += "\\\\"; break;
-      case '\b': out += "\\b"; break;
-      case '\f': out += "\\f"; break;
-      case '\n': out += "\\n"; break;
-      case '\r': out += "\\r"; break;
-      case '\t': out += "\\t"; break;
-      default: fmt::format_to(std::back_inserter(out), "\\u{:04x}", static_cast<unsigned>(byte)); break;
+      case '"':
+        out += "\\\"";
+        break;
+      case '\\':
+        out += "\\\\";
+        break;
+      case '\b':
+        out += "\\b";
+        break;
+      case '\f':
+        out += "\\f";
+        break;
+      case '\n':
+        out += "\\n";
+        break;
+      case '\r':
+        out += "\\r";
+        break;
+      case '\t':
+        out += "\\t";
+        break;
+      default:
+        fmt::format_to(std::back_inserter(out), "\\u{:04x}", static_cast<unsigned>(byte));
+        break;
     }
   }
   out.append(text, kept);
@@ -62,15 +78,13 @@ void append_json_string(std::string_view text, std::string& out) {
 }
 
 void JsonReader::fail(std::string_view problem) const {
-  std::vector<const Scope*> scopes;
-  for (const Scope* scope = scope_; scope != nullptr; scope = scope->parent_) scopes.push_back(scope);
+  // From the inside out.
   std::string path;
-  for (auto scope = scopes.rbegin(); scope != scopes.rend(); ++scope) {
-    if ((*scope)->index_ != Scope::kNone) {
-      path += fmt::format("[{}]", (*scope)->index_);
-    } else if (!(*scope)->field_.empty()) {
-      if (!path.empty()) path += '.';
-      path += (*scope)->field_;
+  for (const Scope* scope = scope_; scope != nullptr; scope = scope->parent_) {
+    if (scope->index_ != Scope::kNone) {
+      path = fmt::format("[{}]{}{}", scope->index_, path.empty() || path.front() == '[' ? "" : ".", path);
+    } else if (!scope->field_.empty()) {
+      path = fmt::format("{}{}{}", scope->field_, path.empty() || path.front() == '[' ? "" : ".", path);
     }
   }
   throw InvalidArgument(path.empty() ? fmt::format("{}: {}", what_, problem)
@@ -216,14 +230,30 @@ void JsonReader::decode_string(std::size_t begin) {
 void JsonReader::decode_escape() {
   const char c = at_ < text_.size() ? text_[at_++] : '\0';
   switch (c) {
-    case '"': case '\\': case '/': decoded_.push_back(c); return;
-    case 'b': decoded_.push_back('\b'); return;
-    case 'f': decoded_.push_back('\f'); return;
-    case 'n': decoded_.push_back('\n'); return;
-    case 'r': decoded_.push_back('\r'); return;
-    case 't': decoded_.push_back('\t'); return;
-    case 'u': break;
-    default: fail_syntax("an unknown escape within a string");
+    case '"':
+    case '\\':
+    case '/':
+      decoded_.push_back(c);
+      return;
+    case 'b':
+      decoded_.push_back('\b');
+      return;
+    case 'f':
+      decoded_.push_back('\f');
+      return;
+    case 'n':
+      decoded_.push_back('\n');
+      return;
+    case 'r':
+      decoded_.push_back('\r');
+      return;
+    case 't':
+      decoded_.push_back('\t');
+      return;
+    case 'u':
+      break;
+    default:
+      fail_syntax("an unknown escape within a string");
   }
   std::uint32_t code = read_hex4();
   if (code >= 0xd800 && code < 0xe000) {

@@ -29,8 +29,9 @@ void check_label(const std::string& key, const std::string& value) {
                                       quote(key), kMaxLabelKeyBytes));
   }
   if (value.size() > kMaxLabelValueBytes || !is_clean(value)) {
-    throw InvalidArgument(fmt::format("label {}: value {}: allowed are up to {} bytes of UTF-8 without control characters",
-                                      quote(key), quote(value), kMaxLabelValueBytes));
+    throw InvalidArgument(
+        fmt::format("label {}: value {}: allowed are up to {} bytes of UTF-8 without control characters", quote(key),
+                    quote(value), kMaxLabelValueBytes));
   }
 }
 

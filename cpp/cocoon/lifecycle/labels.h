@@ -1,5 +1,5 @@
 #pragma once
-// A VM's labels: their bounds, how a relabel merges them, and which of them go into the ledger.
+// A VM's labels beyond check_labels of record.h: how a relabel merges them, and which of them go into the ledger.
 
 #include <map>
 #include <optional>
@@ -7,17 +7,16 @@
 #include <string_view>
 #include <vector>
 
+#include "cocoon/lifecycle/record.h"
+
 namespace cocoon::lifecycle {
 
 using Labels = std::map<std::string, std::string>;
 
+// The bounds that check_labels holds them to.
 inline constexpr std::size_t kMaxLabels = 64;
 inline constexpr std::size_t kMaxLabelKeyBytes = 63;
 inline constexpr std::size_t kMaxLabelValueBytes = 256;
-
-// At most 64 labels; keys of 1 to 63 bytes, values of up to 256, both UTF-8 without control characters.
-// Errors   InvalidArgument naming the label and what is allowed.
-void check_labels(const Labels& labels);
 
 // `labels` with `changes` merged in; nullopt removes, and removing what is not there is fine.
 // Errors   InvalidArgument: a label that is set, or their number afterwards, is out of bounds.

@@ -227,12 +227,9 @@ template <>
 struct Fields<DiskConfig> {
   using T = DiskConfig;
   static constexpr std::array kAll = {
-      make_field<&T::path, T>("path", kRequired),
-      make_field<&T::readonly, T>("readonly", kOptional),
-      make_field<&T::format, T>("format", kOptional),
-      make_field<&T::role, T>("role", kOptional),
-      make_field<&T::serial, T>("serial", kOptional),
-      make_field<&T::size_bytes, T>("size_bytes", kOptional),
+      make_field<&T::path, T>("path", kRequired),     make_field<&T::readonly, T>("readonly", kOptional),
+      make_field<&T::format, T>("format", kOptional), make_field<&T::role, T>("role", kOptional),
+      make_field<&T::serial, T>("serial", kOptional), make_field<&T::size_bytes, T>("size_bytes", kOptional),
   };
 };
 
@@ -331,12 +328,18 @@ void add(std::int64_t& sum, std::int64_t bytes) {
 
 std::string_view to_string(VmState state) {
   switch (state) {
-    case VmState::kCreating: return "creating";
-    case VmState::kCreated: return "created";
-    case VmState::kRunning: return "running";
-    case VmState::kStopped: return "stopped";
-    case VmState::kHibernated: return "hibernated";
-    case VmState::kError: return "error";
+    case VmState::kCreating:
+      return "creating";
+    case VmState::kCreated:
+      return "created";
+    case VmState::kRunning:
+      return "running";
+    case VmState::kStopped:
+      return "stopped";
+    case VmState::kHibernated:
+      return "hibernated";
+    case VmState::kError:
+      return "error";
   }
   throw Error("a VM's state is out of range");
 }

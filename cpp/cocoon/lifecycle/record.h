@@ -26,7 +26,7 @@ struct Instant {
 };
 
 struct DiskConfig {
-  std::string path;            // absolute; inside the run dir for the VM's own disks
+  std::string path;  // absolute; inside the run dir for the VM's own disks
   bool readonly = false;
   std::string format = "raw";  // raw, qcow2
   std::string role = "data";   // layer, cow, cidata, data
@@ -45,8 +45,8 @@ struct VmConfig {
   std::string cmdline;
   std::vector<DiskConfig> disks;
   std::map<std::string, std::string> labels;
-  std::string machine;          // "": the hypervisor's default (qemu: microvm)
-  std::string accelerator;      // "": whatever runs guests here; "kvm", "tcg"
+  std::string machine;            // "": the hypervisor's default (qemu: microvm)
+  std::string accelerator;        // "": whatever runs guests here; "kvm", "tcg"
   std::string network_namespace;  // path; "": the engine's own
   bool operator==(const VmConfig&) const = default;
 };
@@ -64,21 +64,21 @@ struct VmRecord {
   std::string hypervisor;
   VmState state = VmState::kCreating;
   VmConfig config;
-  metering::Shape shape;  // what is billed: config.cpu, config.mem_bytes, own disk + writable data disks
+  metering::Shape shape;        // what is billed: config.cpu, config.mem_bytes, own disk + writable data disks
   std::int64_t generation = 0;  // raised by each commit
   bool first_booted = false;
   bool dirty = false;  // a restore failed half way: start refuses it
   std::int64_t created_at_ns = 0;
   std::int64_t updated_at_ns = 0;
-  std::optional<Instant> started;          // compute is open iff started is set and stopped_at_ns is not
+  std::optional<Instant> started;  // compute is open iff started is set and stopped_at_ns is not
   std::optional<std::int64_t> stopped_at_ns;
-  std::optional<Instant> compute_since;    // a relabel has reopened the compute interval then; else it began at `started`
-  std::optional<Instant> last_alive;       // when the VMM was last proven alive within the open compute interval
-  std::uint64_t compute_interval = 0;      // seq of the start of the open interval, 0 when closed
+  std::optional<Instant> compute_since;  // a relabel has reopened the compute interval then; else it began at `started`
+  std::optional<Instant> last_alive;     // when the VMM was last proven alive within the open compute interval
+  std::uint64_t compute_interval = 0;    // seq of the start of the open interval, 0 when closed
   std::uint64_t storage_interval = 0;
   std::optional<ProcessIdentity> process;  // of the VMM that `started` speaks of
   std::vector<std::string> snapshot_ids;
-  std::string kept_snapshot_id;            // holds a hibernated VM's memory
+  std::string kept_snapshot_id;  // holds a hibernated VM's memory
   std::string run_dir;
   std::string log_dir;
   bool operator==(const VmRecord&) const = default;
@@ -114,8 +114,8 @@ metering::Shape shape_of(const VmConfig& config);
 void check_labels(const std::map<std::string, std::string>& labels);
 
 // The JSON documents of the store. Reading is strict: a missing or mistyped field is an InvalidArgument that names it;
-// unknown and repeated fields are refused too (a newer schema has a newer database version). The order of fields is free.
-// Empty and default values are left out. Writing text that is not UTF-8 is an InvalidArgument as well.
+// unknown and repeated fields are refused too (a newer schema has a newer database version). The order of fields is
+// free. Empty and default values are left out. Writing text that is not UTF-8 is an InvalidArgument as well.
 std::string to_document(const VmRecord& record);
 std::string to_document(const SnapshotRecord& record);
 VmRecord vm_from_document(std::string_view document);

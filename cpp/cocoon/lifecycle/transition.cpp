@@ -20,8 +20,8 @@ constexpr std::string_view kAllButCreating = "created, running, stopped, hiberna
 // One event on its way through the table: the record as it changes, and what the ledger says of it.
 class Step {
  public:
-  Step(const VmRecord& record, std::string_view event, const Context& context)
-      : record_(record), event_(event), context_(context), entries_(context) {}
+  Step(VmRecord record, std::string_view event, const Context& context)
+      : record_(std::move(record)), event_(event), context_(context), entries_(context) {}
 
   void on(const Reserve&) {
     throw AlreadyExists(fmt::format("reserve {}: there is such a VM ({})", label(), record_.id), record_.config.name,
@@ -74,8 +74,8 @@ class Step {
   void on(const Relabel& event) {
     require_finalized();
     Labels labels = merge_labels(record_.config.labels, event.labels);
-    const bool metered_changed =
-        metered_labels(labels, context_.metered_labels) != metered_labels(record_.config.labels, context_.metered_labels);
+    const bool metered_changed = metered_labels(labels, context_.metered_labels) !=
+                                 metered_labels(record_.config.labels, context_.metered_labels);
     const bool reopen_compute = metered_changed && record_.compute_open();
     const bool reopen_storage = metered_changed && record_.storage_open();
     // Storage within compute, so that compute is never open while storage is not.

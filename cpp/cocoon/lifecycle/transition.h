@@ -22,7 +22,7 @@ struct Death {
 };
 
 // Events of a VM. The preconditions and entries of each are the table in docs/lifecycle.md.
-struct Reserve {  // a new placeholder; the record must not exist
+struct Reserve {    // a new placeholder; the record must not exist
   VmRecord record;  // id, hypervisor, config, run_dir, log_dir
 };
 struct FinalizeCreate {
@@ -88,8 +88,8 @@ std::string_view name_of(const VmEvent& event);
 std::string_view name_of(const SnapshotEvent& event);
 
 struct Context {
-  Instant now;                              // taken inside the transaction
-  std::uint64_t next_seq = 1;               // of the first entry this transition adds
+  Instant now;                                               // taken inside the transaction
+  std::uint64_t next_seq = 1;                                // of the first entry this transition adds
   const std::vector<std::string>* metered_labels = nullptr;  // the node's allow list, sorted; null: none
 };
 
