@@ -1,0 +1,115 @@
+#include "cocoon/store/database.h"
+
+#include <fcntl.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <utility>
+
+#include "cocoon/error.h"
+#include "cocoon/store/schema.h"
+
+namespace cocoon::store {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr std::size_t kMostReaders = 4;
+
+[[noreturn]] void fail(const std::string& tried, const fs::path& path, int code) {
+  throw StoreError(system_message(tried + " " + path.string(), code), path.string(), code);
+}
+
+fs::path prepare_folder(const fs::path& root) {
+  struct stat status {};
+  if (::stat(root.c_str(), &status) == 0 && !S_ISDIR(status.st_mode)) fail("open node", root, ENOTDIR);
+  auto folder = root / "db";
+  system::make_private_dirs(folder);
+  return folder;
+}
+
+// SQLite would make it readable to everybody. No descriptor of ours ever opens it: closing one would drop the locks
+// that SQLite holds on it in this process.
+void make_database_file(const fs::path& path) {
+  if (::mknod(path.c_str(), S_IFREG | 0600, 0) != 0 && errno != EEXIST) fail("make database", path, errno);
+}
+
+}  // namespace
+
+HeldLock::HeldLock(const fs::path& path) : lock_(system::FileLock::acquire(path)), owner_(::getpid()) {}
+
+HeldLock::~HeldLock() {
+  if (::getpid() == owner_) ::flock(lock_.fd(), LOCK_UN);
+}
+
+Database::Database(const fs::path& root) {
+  const auto folder = prepare_folder(root);
+  path_ = folder / "meta.db";
+  store_lock_ = folder / "store.lock";
+  ledger_lock_ = folder / "ledger.lock";
+
+  const HeldLock lock(store_lock_);
+  make_database_file(path_);
+  write_ = std::make_unique<Connection>(path_, Connection::Mode::kWrite);
+  // Die inside: an empty database, or one of the older version; the next opener does it again.
+  const bool changed = prepare_schema(*write_);
+  // The first query opens the WAL, and keeps SQLite from deleting it while the connection lives.
+  static_cast<void>(meta_value(*write_, kNodeId));
+  const auto wal_path = path_.string() + "-wal";
+  wal_.reset(::open(wal_path.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW));
+  if (!wal_) fail("open database journal", wal_path, errno);
+  if (changed) sync_wal();
+  system::sync_dir(folder);  // the WAL's name: SQLite syncs what is in it only
+  drain_ = std::make_unique<Connection>(path_, Connection::Mode::kRead);
+}
+
+Database::~Database() = default;
+
+void Database::sync_wal() const {
+  if (::fdatasync(wal_.get()) != 0) fail("sync database journal", path_.string() + "-wal", errno);
+}
+
+std::unique_ptr<Connection> Database::take_reader() {
+  std::unique_lock lock(pool_mutex_);
+  reader_returned_.wait(lock, [&] { return !idle_readers_.empty() || readers_ < kMostReaders; });
+  if (!idle_readers_.empty()) {
+    auto reader = std::move(idle_readers_.back());
+    idle_readers_.pop_back();
+    return reader;
+  }
+  idle_readers_.reserve(kMostReaders);  // so that giving it back cannot fail
+  auto reader = std::make_unique<Connection>(path_, Connection::Mode::kRead);
+  ++readers_;
+  return reader;
+}
+
+void Database::give_reader(std::unique_ptr<Connection> connection) noexcept {
+  {
+    const std::lock_guard lock(pool_mutex_);
+    idle_readers_.push_back(std::move(connection));
+  }
+  reader_returned_.notify_one();
+}
+
+std::uint64_t Database::change_counter() {
+  const std::lock_guard lock(watch_mutex_);
+  if (!watch_) watch_ = std::make_unique<Connection>(path_, Connection::Mode::kRead);
+  Query query(*watch_, "PRAGMA data_version");
+  return query.next() ? query.seq(0) : 0;
+}
+
+bool Database::abandon() {
+  // Each lock is free, or was held by a thread that does not exist in this process.
+  for (auto* mutex : {&write_mutex_, &drain_mutex_, &watch_mutex_, &pool_mutex_}) {
+    if (!mutex->try_lock()) return false;
+    mutex->unlock();
+  }
+  if (idle_readers_.size() != readers_) return false;
+  bool all = write_->abandon() && drain_->abandon() && (!watch_ || watch_->abandon());
+  for (const auto& reader : idle_readers_) all = reader->abandon() && all;
+  return all;
+}
+
+}  // namespace cocoon::store

@@ -1,0 +1,201 @@
+// The drain into a ledger file, which is the group commit: steps 2 and 3 of docs/ledger.md, "Commit protocol", and the
+// recovery that makes a crash at any point of them harmless.
+
+#include <algorithm>
+#include <atomic>
+#include <exception>
+#include <string>
+#include <string_view>
+#include <utility>
+
+#include "cocoon/error.h"
+#include "cocoon/metering/log.h"
+#include "cocoon/store/ledger_tail.h"
+#include "cocoon/store/outbox.h"
+#include "cocoon/store/outlet.h"
+
+namespace cocoon::store {
+namespace {
+
+class LedgerDrain final : public Outlet {
+ public:
+  LedgerDrain(Database& database, const std::filesystem::path& ledger, std::size_t prune_every)
+      : database_(database), file_(ledger), prune_every_(std::max<std::size_t>(prune_every, 1)) {}
+
+  void deliver(std::uint64_t through) override;
+  void flush() override;
+  std::uint64_t pending() override;
+
+ private:
+  // Whether what committed before this drain is on the disk.
+  enum class Durable : std::uint8_t { kNo, kFailed, kYes };
+
+  void drain_locked(Connection& connection, std::uint64_t through, Durable& durable);
+  void locate_locked(Connection& connection);
+  void recover_locked(Connection& connection);
+  std::uint64_t last_seq_locked(const Given& given);
+  bool prune_due_locked(Connection& connection);
+  void prune_locked();
+  void warn_once(const char* what);
+
+  Database& database_;
+
+  // Under the ledger's lock and the drain's lease.
+  metering::LedgerFile file_;
+  std::size_t prune_every_;
+  bool known_ = false;         // covered_ is true of the file as we left it
+  bool distrust_ = false;      // a sync of the ledger failed
+  std::uint64_t covered_ = 0;  // the ledger holds every row up to here
+  std::uint64_t pruned_ = 0;   // as last seen; other processes prune too
+  std::string lines_;
+
+  std::atomic<bool> warned_{false};
+};
+
+void LedgerDrain::deliver(std::uint64_t through) {
+  auto durable = Durable::kNo;
+  try {
+    const HeldLock lock(database_.ledger_lock());
+    const auto lease = database_.drainer();
+    drain_locked(*lease, through, durable);
+    warned_ = false;
+  } catch (const std::exception& error) {
+    if (durable == Durable::kFailed) throw;
+    warn_once(error.what());
+  }
+  // The transition is committed: that its entry has to wait is no reason to fail, only to be durable without it.
+  if (durable == Durable::kNo) database_.sync_wal();
+}
+
+void LedgerDrain::drain_locked(Connection& connection, std::uint64_t through, Durable& durable) {
+  locate_locked(connection);
+  if (through != 0 && covered_ >= through) {
+    durable = Durable::kYes;  // somebody's drain read our rows, so its sync came after our commit
+    return;
+  }
+  do {
+    // 1. Read the rows. Die here, or after 2: the next drain reads them again.
+    const auto rows = rows_after(connection, covered_);
+    // 2. Sync the WAL: no line may be in the ledger whose transition a power cut could take back.
+    durable = Durable::kFailed;
+    database_.sync_wal();
+    durable = Durable::kYes;
+    if (rows.empty()) return;
+    // 3. Append, with one write. Die in it: a torn line, which the next opener cuts off and appends again.
+    lines_.clear();
+    for (const auto& row : rows) (lines_ += row.line) += '\n';
+    file_.append(lines_, rows.back().seq);
+    covered_ = rows.back().seq;
+    // 4. Prune. Die before it: recovery finds rows that the ledger holds, and leaves them to the next prune.
+    if (prune_due_locked(connection)) prune_locked();
+  } while (through == 0 || covered_ < through);
+}
+
+// Finds out how far the ledger is.
+void LedgerDrain::locate_locked(Connection& connection) {
+  const bool changed = file_.refresh();
+  const bool was_known = std::exchange(known_, false);
+  if (changed || !was_known) {
+    bool followed = false;
+    if (was_known && file_.grew()) {
+      // Another process drained. Its lines are rows that had been committed; anything else is looked at closely.
+      const Given given{.pruned = pruned_, .last = last_given(connection)};
+      const auto last = last_seq_locked(given);
+      followed = last >= covered_ && last <= given.last;
+      if (followed) covered_ = last;
+    }
+    if (!followed) recover_locked(connection);
+  }
+  known_ = true;
+}
+
+std::uint64_t LedgerDrain::last_seq_locked(const Given& given) {
+  return file_.last_seq([&](std::string_view torn) {
+    if (is_somebody_elses(torn, given)) return true;
+    metering::logger()->info("ledger {}: {} bytes of an unfinished last line are cut off", file_.path().string(),
+                         torn.size());
+    return false;
+  });
+}
+
+void LedgerDrain::recover_locked(Connection& connection) {
+  const Given given{.pruned = pruned_through(connection), .last = last_given(connection)};
+  const auto last = last_seq_locked(given);
+  auto tail = read_tail(file_, connection, given, distrust_);
+  const auto& path = file_.path().string();
+  if (last > given.last) {
+    metering::logger()->warn("ledger {}: its last seq is {}, but this node gave only {}: another node's file, or an older "
+                         "database; it is left as it is, new entries follow it",
+                         path, last, given.last);
+    tail.cut_at.reset();
+  } else if (last < given.pruned) {
+    metering::logger()->warn("ledger {}: its last seq is {}, but entries up to {} were in it: lines were taken away; new "
+                         "entries follow from {}",
+                         path, last, given.pruned, given.pruned + 1);
+  }
+  if (tail.cut_at) {
+    metering::logger()->info("ledger {}: from offset {} on it is written again from the outbox", path, *tail.cut_at);
+    // Die after the cut: the rows are in the outbox still.
+    file_.cut(*tail.cut_at);
+    file_.append(tail.kept, 0);
+  }
+  distrust_ = false;
+  pruned_ = given.pruned;
+  covered_ = tail.covered;
+}
+
+bool LedgerDrain::prune_due_locked(Connection& connection) {
+  const auto due = [&] { return covered_ > pruned_ && covered_ - pruned_ >= prune_every_; };
+  if (!due()) return false;
+  pruned_ = pruned_through(connection);
+  return due();
+}
+
+// Rows may leave the outbox only when a power cut cannot take their lines any more.
+void LedgerDrain::prune_locked() {
+  distrust_ = true;  // a failed sync may have dropped pages that still read well
+  file_.sync();
+  distrust_ = false;
+  if (covered_ <= pruned_) return;
+  // Die here: as before the prune.
+  {
+    const Database::WriteLease write(database_);
+    prune_rows(*write, covered_);
+  }
+  pruned_ = covered_;
+}
+
+void LedgerDrain::flush() {
+  const HeldLock lock(database_.ledger_lock());
+  const auto lease = database_.drainer();
+  auto durable = Durable::kNo;
+  drain_locked(*lease, 0, durable);
+  pruned_ = pruned_through(*lease);
+  prune_locked();
+  warned_ = false;
+}
+
+std::uint64_t LedgerDrain::pending() {
+  const HeldLock lock(database_.ledger_lock());
+  const auto lease = database_.drainer();
+  try {
+    locate_locked(*lease);
+  } catch (const LedgerError&) {
+    // Then what we knew last counts.
+  }
+  return count_after(*lease, covered_);
+}
+
+void LedgerDrain::warn_once(const char* what) {
+  if (warned_.exchange(true)) return;
+  metering::logger()->warn("{}; entries wait in the node's database and are written when the ledger works again", what);
+}
+
+}  // namespace
+
+std::unique_ptr<Outlet> make_ledger_drain(Database& database, const std::filesystem::path& ledger,
+                                          std::size_t prune_every) {
+  return std::make_unique<LedgerDrain>(database, ledger, prune_every);
+}
+
+}  // namespace cocoon::store
