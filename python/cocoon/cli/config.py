@@ -139,6 +139,7 @@ _READERS: dict[str, Callable[[str, Any, Path], Any]] = {
     "binaries": _paths,
     "ledger.labels": _texts,
 }
+KEYS = tuple(_READERS)
 
 
 def _with_environment(config: Config, environment: Mapping[str, str]) -> Config:

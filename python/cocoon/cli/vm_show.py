@@ -29,7 +29,8 @@ def list_vms(
         list[str] | None, typer.Option("--label", metavar="KEY[=VALUE]", help="Only those with it; repeatable.")
     ] = None,
     hypervisor: Annotated[
-        str | None, typer.Option("--hypervisor", metavar="NAME", autocompletion=complete_hypervisor)
+        str | None,
+        typer.Option("--hypervisor", metavar="NAME", help="Only its VMs.", autocompletion=complete_hypervisor),
     ] = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
