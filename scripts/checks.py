@@ -106,7 +106,7 @@ class Checks:
             configure += ["-DCOCOON_PYTHON=ON", f"-DPython_EXECUTABLE={sys.executable}"]
             configure += [f"-Dpybind11_DIR={output(BIN / 'pybind11-config', '--cmakedir')}"]
         self.command(f"configure-{preset}", configure)
-        self.command(f"build-{preset}", ["cmake", "--build", "--preset", preset])
+        self.command(f"build-{preset}", ["cmake", "--build", "--preset", preset, "--", "-k", "0"])
 
     def ctest(self, preset: str) -> Counts:
         name = f"cpp-{preset}"
@@ -270,7 +270,7 @@ def cpp_files() -> list[Path]:
 
 
 def shell_files() -> list[Path]:
-    candidates = [*(ROOT / "scripts").iterdir(), *(ROOT / ".ci").iterdir(), *(ROOT / "bench").iterdir()]
+    candidates = [path for folder in ("scripts", ".ci", "bench") for path in (ROOT / folder).glob("*")]
     return sorted(
         path.relative_to(ROOT)
         for path in candidates
