@@ -12,7 +12,7 @@ from inspect import Parameter, signature
 from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
-from typer.core import TyperCommand, TyperGroup, TyperOption
+from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 from typer.main import get_command
 
 from cocoon.cli import errors, output
@@ -40,24 +40,36 @@ ConfigOption = Annotated[
 ]
 
 
-class _Option(TyperOption):
+def _process_lightly(param: Any, context: Any, value: Any, convert: Callable[[Any, Any], Any]) -> Any:
     """Typer converts every value through pydantic, whose import alone costs 60 ms: not for text, nor for nothing."""
+    if value is None and not param.required:
+        nothing = () if param.multiple else None
+        return nothing if param.callback is None else param.callback(context, param, nothing)
+    annotation = param.type_descriptor.annotation
+    if value and param.callback is None and (annotation is str or annotation == list[str]):
+        return value
+    return convert(context, value)
+
+
+class _Option(TyperOption):
+    def process_value(self, ctx: Any, value: Any) -> Any:
+        return _process_lightly(self, ctx, value, super().process_value)
+
+
+class _Argument(TyperArgument):
+    multiple = False
 
     def process_value(self, ctx: Any, value: Any) -> Any:
-        if value is None and not self.required:
-            nothing = () if self.multiple else None
-            return nothing if self.callback is None else self.callback(ctx, self, nothing)
-        annotation = self.type_descriptor.annotation
-        if value and self.callback is None and (annotation is str or annotation == list[str]):
-            return value
-        return super().process_value(ctx, value)
+        return _process_lightly(self, ctx, value, super().process_value)
 
 
 def _lighten(params: list[Any]) -> list[Any]:
-    # Typer has no hook for the class of an option.
+    # Typer has no hook for the class of a parameter.
     for param in params:
         if type(param) is TyperOption:
             param.__class__ = _Option
+        elif type(param) is TyperArgument:
+            param.__class__ = _Argument
     return params
 
 
