@@ -50,6 +50,7 @@ void copy_file(const Path& from, const Path& to, Cancel& cancel);
 // since every lock has its own open file. Destroying closes our descriptor and does not unlock: a child that inherited
 // it goes on holding the lock. (So does, for the fraction of a millisecond from fork to exec, any child another thread
 // is spawning at that moment.) A lock file that is replaced while we wait is opened anew: the lock got is the path's.
+// Between threads it orders memory as a mutex does.
 class FileLock {
  public:
   // Makes the file (0600) if absent. Blocks until it has the lock.
@@ -62,10 +63,21 @@ class FileLock {
   // microseconds: acquire() waits that long for us, try_acquire() too.
   static bool is_held(const Path& path);
 
+  ~FileLock() { release(); }
+  FileLock(FileLock&&) noexcept = default;
+  FileLock& operator=(FileLock&& other) noexcept {
+    if (this != &other) {
+      release();
+      fd_ = std::move(other.fd_);
+    }
+    return *this;
+  }
+
   [[nodiscard]] int fd() const { return fd_.get(); }
 
  private:
-  explicit FileLock(Fd fd) : fd_(std::move(fd)) {}
+  explicit FileLock(Fd fd);
+  void release();
   Fd fd_;
 };
 
