@@ -39,7 +39,8 @@ LedgerSide read_ledger(const Node& node) {
   const auto* file = node.recorder()->file();
   std::error_code ignored;
   if (file == nullptr || !std::filesystem::exists(file->path(), ignored)) return side;
-  for (const auto& interval : ledger::intervals({file->path()})) {
+  const auto intervals = ledger::read_intervals(ledger::Files({file->path()}), ledger::CrashEnd::kEnded, 0);
+  for (const auto& interval : intervals) {
     if (!interval.open) continue;
     if (interval.dimension == ledger::Dimension::kVmCompute) side.open_compute.insert(interval.id);
     if (interval.dimension == ledger::Dimension::kVmStorage) side.open_storage.insert(interval.id);
