@@ -66,6 +66,23 @@ TEST(ProcessTest, EmptyArgumentsAreKept) {
   if (const auto child = Pidfd::open(children[0].identity)) kill_now(*child);
 }
 
+TEST(ProcessTest, LongArgumentsAreReadWhole) {
+  const TempDir dir;
+  std::vector<std::string> argv = {"/bin/sh", "-c", "read line", std::string(4096 - 24, 'a'), std::string(100'000, 'b')};
+  int ends[2];
+  ASSERT_EQ(::pipe2(ends, O_CLOEXEC), 0);
+  const Fd in(ends[0]);
+  const Fd held(ends[1]);
+  for (std::size_t size = 4060; size < 4080; ++size) {  // around the buffer's first size
+    argv[3].assign(size, 'a');
+    SpawnSpec spec = spec_in(dir, argv);
+    spec.stdin_fd = in.get();
+    const Program program(spawn(kShim, spec));
+    EXPECT_EQ(find_process(program.pid()).value().argv, argv);
+    argv.resize(4);
+  }
+}
+
 TEST(ProcessTest, ZombieIsFoundAndIsDead) {
   ForkedChild child([] { return 0; });
   ASSERT_TRUE(eventually([&] { return find_process(child.pid()).value().zombie(); }));

@@ -99,13 +99,14 @@ class ProcReader {
   bool read_file(int folder, pid_t pid, const char* name) {
     const Fd fd(::openat(folder, name, O_RDONLY | O_CLOEXEC));
     used_ = 0;
-    ssize_t n = fd ? 1 : -1;
-    while (n > 0) {
-      if (used_ == buffer_.size()) buffer_.resize(buffer_.size() * 2);
-      n = ::read(fd.get(), buffer_.data() + used_, buffer_.size() - used_);
-      if (n > 0) used_ += static_cast<std::size_t>(n);
+    while (fd) {
+      const std::size_t room = buffer_.size() - used_;
+      const ssize_t n = ::read(fd.get(), buffer_.data() + used_, room);
+      if (n < 0) break;
+      used_ += static_cast<std::size_t>(n);
+      if (static_cast<std::size_t>(n) < room) return true;  // procfs gives less at the end only: saves the read of 0
+      buffer_.resize(buffer_.size() * 2);
     }
-    if (n == 0) return true;
     if (vanished(errno)) return false;
     throw_inconclusive(shown(pid, name), errno);
   }

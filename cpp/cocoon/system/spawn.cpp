@@ -50,11 +50,11 @@ class SpawnPlan {
   SpawnPlan() {
     ::posix_spawn_file_actions_init(&actions_);
     ::posix_spawnattr_init(&attributes_);
-    // From its first instruction on the shim is out of our session, and nothing but SIGKILL reaches it.
+    // From its first instruction on, nothing but SIGKILL reaches the shim: no Ctrl-C of our terminal, for example.
     sigset_t all;
     ::sigfillset(&all);
     ::posix_spawnattr_setsigmask(&attributes_, &all);
-    ::posix_spawnattr_setflags(&attributes_, POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSID);
+    ::posix_spawnattr_setflags(&attributes_, POSIX_SPAWN_SETSIGMASK);
   }
   ~SpawnPlan() {
     ::posix_spawn_file_actions_destroy(&actions_);
