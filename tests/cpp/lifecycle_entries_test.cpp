@@ -294,6 +294,24 @@ TEST_F(LifecycleEntriesTest, LimitsOfLabels) {
   EXPECT_EQ(error_of([&] { on(Relabel{{{"one-more", ""}, {"note", std::nullopt}}}); }), "");
 }
 
+TEST_F(LifecycleEntriesTest, EveryConfigurationThatComesInIsChecked) {
+  VmConfig bad_labels = config(2);
+  bad_labels.labels["\x01"] = "";
+  VmConfig bad_shape = config(2);
+  bad_shape.mem_bytes = -1;
+  reserve();
+  for (const VmConfig& bad : {bad_labels, bad_shape}) {
+    const auto placeholder = vm;
+    EXPECT_TRUE(contains(error_of([&] { on(FinalizeCreate{bad}); }), "InvalidArgument: "));
+    EXPECT_TRUE(contains(error_of([&] { on(FinalizeClone{bad, "snap", {}}); }), "InvalidArgument: "));
+    EXPECT_EQ(vm, placeholder);
+  }
+  on(FinalizeCreate{config(2)});
+  for (const VmConfig& bad : {bad_labels, bad_shape}) {
+    EXPECT_TRUE(contains(error_of([&] { on(RestoreDone{bad, "snap", {}}); }), "InvalidArgument: "));
+  }
+}
+
 // ---- how a crashed VM ended
 
 class CrashEvidenceTest : public LifecycleEntriesTest {

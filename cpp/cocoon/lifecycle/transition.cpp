@@ -234,7 +234,6 @@ class Step {
     record_.compute_interval = say_compute_start(reason, source);
     record_.started = context_.now;
     record_.stopped_at_ns.reset();
-    record_.compute_since.reset();
   }
 
   void close_compute(Reason reason, const std::string& source = {}) {
