@@ -2,6 +2,8 @@
 // crash, in seq order, from one thread at a time, outside every transaction and with no mutex held; the ledger's flock
 // keeps other processes away meanwhile.
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <atomic>
 #include <condition_variable>
@@ -9,6 +11,7 @@
 #include <mutex>
 #include <string>
 #include <thread>
+#include <vector>
 
 #include <fmt/format.h>
 
@@ -23,7 +26,8 @@ namespace {
 
 class CallDelivery final : public Outlet {
  public:
-  CallDelivery(Database& database, metering::Recorder& recorder) : database_(database), recorder_(recorder) {}
+  CallDelivery(Database& database, metering::Recorder& recorder)
+      : database_(database), recorder_(recorder), owner_(::getpid()) {}
 
   void deliver(std::uint64_t through) override;
   void flush() override;
@@ -38,6 +42,7 @@ class CallDelivery final : public Outlet {
 
   Database& database_;
   metering::Recorder& recorder_;
+  pid_t owner_;
   std::atomic<std::uint64_t> synced_{0};  // rows up to here are durable in the database
 
   std::mutex mutex_;
@@ -75,6 +80,7 @@ void CallDelivery::deliver(std::uint64_t through) {
   }
   become_deliverer(lock);
   const auto failure = deliver_all(lock);
+  if (::getpid() != owner_) std::rethrow_exception(failure);
   if (!failure) {
     warned_ = false;
   } else if (!warned_) {
@@ -136,6 +142,10 @@ void CallDelivery::deliver_once() {
         failure = std::current_exception();
         break;
       }
+      // The parent's call goes on; in this process the database is not to be touched.
+      if (::getpid() != owner_)
+        throw StoreError("deliver ledger entries: the process forked inside the recorder's emit",
+                         database_.path().string());
       taken = row.seq;
     }
     // Die before this: the recorder is called for them once more, with the same seq.

@@ -46,6 +46,9 @@ class Connection {
     Connection& connection_;
   };
 
+  // In a forked child: the process forked inside a transaction, which is its parent's.
+  void carried_away() { ++uses_; }
+
   // In a forked child, of a connection its parent opened: closes it without a lock taken or a file changed, so that
   // SQLite forgets the locks which the parent holds and this process does not. False: it was in use when the process
   // forked, and must not be touched.

@@ -76,6 +76,7 @@ void LedgerDrain::drain_locked(Connection& connection, std::uint64_t through, Du
   do {
     // 1. Read the rows. Die here, or after 2: the next drain reads them again.
     const auto rows = rows_after(connection, covered_);
+    if (rows.empty() && through == 0) return;
     // 2. Sync the WAL: no line may be in the ledger whose transition a power cut could take back.
     durable = Durable::kFailed;
     database_.sync_wal();
@@ -153,10 +154,10 @@ bool LedgerDrain::prune_due_locked(Connection& connection) {
 
 // Rows may leave the outbox only when a power cut cannot take their lines any more.
 void LedgerDrain::prune_locked() {
+  if (covered_ <= pruned_) return;
   distrust_ = true;  // a failed sync may have dropped pages that still read well
   file_.sync();
   distrust_ = false;
-  if (covered_ <= pruned_) return;
   // Die here: as before the prune.
   {
     const Database::WriteLease write(database_);

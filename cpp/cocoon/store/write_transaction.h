@@ -41,7 +41,10 @@ class WriteTransaction final : public Transaction {
   Result commit();
 
   // In a forked child: the transaction is the parent's.
-  void disown() { open_ = false; }
+  void disown() {
+    open_ = false;
+    connection_.carried_away();
+  }
 
  private:
   struct Loaded {
