@@ -1,0 +1,52 @@
+#pragma once
+// New entries as they are appended. Nothing is watched: each poll() looks at the files' sizes and inodes.
+// A file that was renamed is read to its end; the one that takes its name, from its beginning. What was cut off and
+// written again (the repair of a torn end) is delivered once: by its seq.
+
+#include <sys/stat.h>
+
+#include <cstdint>
+#include <deque>
+#include <filesystem>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <variant>
+#include <vector>
+
+#include "cocoon/error.h"
+#include "cocoon/metering/entry.h"
+
+namespace cocoon::ledger {
+
+class Follower {
+ public:
+  // Patterns as find_files takes them; a file that is not there yet is waited for. Begins at the end of what is there, or
+  // at its beginning.
+  // Errors   LedgerError: a file that is there cannot be read.
+  explicit Follower(std::vector<std::string> patterns, bool from_start = false);
+  ~Follower();
+  Follower(const Follower&) = delete;
+  Follower& operator=(const Follower&) = delete;
+
+  // The next entry, none if there is nothing new now.
+  // Errors   LedgerError: a bad line, named with file and offset, or a file that cannot be read; the next call goes on
+  //          behind it.
+  std::optional<metering::Entry> poll();
+
+ private:
+  struct File;
+
+  void look_for_files(bool at_end);
+  bool read_some(File& file);
+  void take_line(File& file, std::string_view line, std::uint64_t offset);
+
+  std::vector<std::string> patterns_;
+  std::vector<std::unique_ptr<File>> files_;
+  std::map<std::string, std::uint64_t> last_seq_;  // delivered or skipped, by folder
+  std::deque<std::variant<metering::Entry, LedgerError>> found_;
+};
+
+}  // namespace cocoon::ledger

@@ -1,0 +1,109 @@
+#pragma once
+// Starts and stops paired into intervals.
+// A stop that says its `interval` is paired with the start of that seq, another one with the open start of the same id
+// and dimension. A second start of what is open closes the first at that moment: the rule of the Go engine, whose lines
+// have no `interval`, and the only one that bills nothing twice.
+// Memory is bounded by open intervals: each is handed out as soon as it is closed.
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <vector>
+
+#include "cocoon/ledger/reader.h"
+#include "cocoon/metering/entry.h"
+
+namespace cocoon::ledger {
+
+enum class Dimension : std::uint8_t { kVmCompute, kVmStorage, kSnapStorage };
+enum class LengthFrom : std::uint8_t { kUptime, kWall };
+
+// Up to when an interval counts whose VMM died unattended.
+enum class CrashEnd : std::uint8_t {
+  kEnded,       // its death, where somebody saw it; else the stop's emitted_at
+  kEmitted,     // the stop's emitted_at
+  kAliveUntil,  // its death, else the last time it was proven alive, else the stop's emitted_at
+};
+
+std::string_view to_string(Dimension dimension);  // "vm.compute", …
+std::string_view to_string(LengthFrom from);      // "uptime", "wall"
+
+// "ended", "emitted", "alive_until". Errors InvalidArgument.
+CrashEnd parse_crash_end(std::string_view text);
+
+Dimension dimension_of(metering::Kind kind);
+const std::string& id_of(const metering::Entry& entry);  // of the VM or the snapshot
+
+struct Interval {
+  std::uint64_t ordinal = 0;  // place of its start among all starts that were read, from 0
+  std::string id;
+  Dimension dimension = Dimension::kVmCompute;
+  std::string hypervisor;
+  metering::Shape shape;                // the start's
+  std::int64_t start_ns = 0;            // wall clock
+  std::optional<std::int64_t> stop_ns;  // wall clock, the stop's emitted_at; none while open
+  std::optional<metering::Reason> start_reason;
+  std::optional<metering::Reason> stop_reason;
+  std::string source_snapshot_id;
+  std::map<std::string, std::string> labels;
+  std::optional<std::int64_t> ended_at_ns;
+  std::optional<std::int64_t> alive_until_ns;
+  std::string evidence;
+  // Never negative. Usage counts from start_ns for this long: the wall clock may have been stepped between the ends.
+  std::int64_t length_ns = 0;
+  LengthFrom length_from = LengthFrom::kWall;
+  bool open = false;
+  std::optional<std::uint64_t> start_seq;
+  std::optional<std::uint64_t> stop_seq;  // none too where a second start closed it
+};
+
+enum class Anomaly : std::uint8_t {
+  kDoubleStart, kStopWithoutStart, kShapeChanged, kHypervisorChanged, kNegativeLength,
+};
+
+class Pairer {
+ public:
+  using OnInterval = std::function<void(Interval&& interval)>;
+  // `opened_by` is the seq of the start that the entry met or named, where it has one.
+  using OnAnomaly =
+      std::function<void(Anomaly anomaly, std::optional<std::uint64_t> opened_by, const std::string& message)>;
+
+  explicit Pairer(CrashEnd crash, OnInterval on_interval, OnAnomaly on_anomaly = {});
+
+  // Calls on_interval at most once, on_anomaly for what is wrong with this entry.
+  void add(const metering::Entry& entry);
+
+  // Hands out what is open, in the order of the starts; it counts up to `until_ns`.
+  void finish(std::int64_t until_ns);
+
+  [[nodiscard]] std::size_t open_count() const { return open_.size(); }
+
+ private:
+  struct Open {
+    Interval interval;
+    std::optional<std::uint64_t> name;  // what stops call it: its `interval`
+    std::string boot_id;
+    std::optional<std::int64_t> uptime_ns;
+  };
+
+  void start(const metering::Entry& entry);
+  void stop(const metering::Entry& entry);
+  void set_length(const Open& open, const metering::Entry& end, Interval& interval);
+  void report(Anomaly anomaly, std::optional<std::uint64_t> opened_by, const std::string& message);
+
+  CrashEnd crash_;
+  OnInterval on_interval_;
+  OnAnomaly on_anomaly_;
+  std::unordered_map<std::string, Open> open_;  // by dimension and id
+  std::uint64_t starts_ = 0;
+};
+
+// All intervals, in the order of their starts.
+// Errors   LedgerError. Bad lines are passed over, as in for_each_entry.
+std::vector<Interval> read_intervals(const Files& files, CrashEnd crash, std::int64_t until_ns);
+
+}  // namespace cocoon::ledger
