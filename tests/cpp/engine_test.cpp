@@ -18,7 +18,6 @@
 
 #include "cocoon/engine/commit.h"
 #include "cocoon/error.h"
-#include "cocoon/ledger/audit.h"
 
 namespace cocoon::engine {
 namespace {
@@ -50,6 +49,8 @@ class EngineTest : public testing::Test {
       const std::string ref[] = {vm.record.id};
       backend_->remove(ref, true, never_);
     }
+    backend_.reset();
+    node_.reset();
     fs::remove_all(root_);
   }
 
@@ -156,7 +157,7 @@ TEST_F(EngineTest, StormOfVerbsKeepsEntriesAlternating) {
               node_->reconcile(true, never_);
               break;
             case 7:
-              backend_->list({}, {});
+              EXPECT_LE(backend_->list({}, {}).size(), 3U);
               break;
           }
         } catch (const NotFound&) {

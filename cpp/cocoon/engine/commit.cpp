@@ -1,6 +1,7 @@
 #include "cocoon/engine/commit.h"
 
 #include <string>
+#include <variant>
 
 #include <fmt/format.h>
 
@@ -23,6 +24,8 @@ store::Row to_row(const VmRecord& vm) {
 // One transition inside a transaction that is open already.
 std::optional<VmRecord> apply_in(store::MetaStore& store, store::Transaction& transaction, std::string_view id,
                                  const std::optional<VmRecord>& record, const lifecycle::VmEvent& event) {
+  if (!record && !std::holds_alternative<lifecycle::Reserve>(event))
+    throw NotFound(fmt::format("{}: VM {} was removed", lifecycle::name_of(event), id), std::string(id));
   const auto& moment = transaction.moment();
   const lifecycle::Context context{
       .now = {.wall_ns = moment.wall_ns, .uptime_ns = moment.uptime_ns, .boot_id = moment.boot_id},

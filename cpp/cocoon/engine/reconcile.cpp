@@ -190,6 +190,17 @@ class Reconciler {
       }
       return add(std::move(row), false);
     }
+    if (vm.compute_open() && vm.process && vm.process != identity) {
+      // The interval is another VMM's, and that one is dead; this one has none.
+      row.status = "open-but-process-dead";
+      if (fix_) {
+        const auto closed = commit_if(node_.store(), vm, lifecycle::FoundDead{.death = find_death(vm)});
+        if (closed.race == Race::kWon &&
+            commit_if(node_.store(), *closed.record, lifecycle::FoundAlive{.process = identity}).race == Race::kWon)
+          row.action = "closed, and the living one adopted";
+      }
+      return add(std::move(row), false);
+    }
     row.status = vm.compute_open() ? "ok" : "process-without-interval";
     const bool state_differs = vm.state != VmState::kRunning || !vm.compute_open() || vm.process != identity;
     if (fix_ && state_differs && vm.state != VmState::kHibernated &&

@@ -157,6 +157,11 @@ void Backend::start_locked(const std::string& id, system::Cancel& cancel) {
       }
       const auto process = to_record(*alive.process);
       if (vm.state == VmState::kRunning && vm.compute_open() && vm.process == process) return;
+      if (vm.compute_open() && vm.process && vm.process != process) {
+        // The interval is another VMM's, and that one is dead: it must not be billed until this one ends.
+        commit_if(store, vm, lifecycle::FoundDead{.death = find_death(vm)});
+        continue;
+      }
       if (commit_if(store, vm, lifecycle::FoundAlive{.process = process}).race == Race::kWon) return;
       continue;
     }
@@ -178,6 +183,8 @@ void Backend::start_locked(const std::string& id, system::Cancel& cancel) {
       if (pidfd->wait(200ms, cancel)) report_death(vm, "while it was told to boot");
       throw;
     }
+    // A guest that is over already never ran: its interval would begin after its end.
+    if (pidfd->wait(0ms, cancel)) report_death(vm, "as soon as it was told to boot");
   } catch (const Cancelled&) {
     throw;  // the VM is as it was
   } catch (...) {

@@ -2,6 +2,8 @@
 
 #include <pthread.h>
 
+#include <algorithm>
+#include <thread>
 #include <utility>
 
 #include "cocoon/error.h"
@@ -24,6 +26,16 @@ void Cancel::check() {
     throw;
   }
   if (requested()) throw Cancelled();
+}
+
+void pause_for(std::chrono::nanoseconds duration, Cancel& cancel) {
+  const auto end = std::chrono::steady_clock::now() + duration;
+  for (;;) {
+    cancel.check();
+    const auto left = end - std::chrono::steady_clock::now();
+    if (left <= std::chrono::nanoseconds::zero()) return;
+    std::this_thread::sleep_for(std::min<std::chrono::nanoseconds>(left, Cancel::kSlice));
+  }
 }
 
 }  // namespace cocoon::system
