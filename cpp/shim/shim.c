@@ -8,8 +8,6 @@
 // argv and the answer: cocoon/system/shim_protocol.h.
 
 #define _GNU_SOURCE
-#include "cocoon/system/shim_protocol.h"
-
 #include <errno.h>
 #include <fcntl.h>
 #include <sched.h>
@@ -20,6 +18,8 @@
 #include <sys/prctl.h>
 #include <sys/wait.h>
 #include <time.h>
+
+#include "cocoon/system/shim_protocol.h"
 
 #include "syscalls.h"
 
@@ -34,32 +34,32 @@ enum {
 struct plan {
   int answer_fd;
   int folder_fd;
-  const char *exit_name;
-  const char *boot_id;
+  const char* exit_name;
+  const char* boot_id;
   int working_fd;
   int namespace_fd;
   int count;
   int fds[COCOON_SHIM_MAX_FDS];
-  char **argv;
-  char **environment;
+  char** argv;
+  char** environment;
 };
 
 // Set by the vfork child, in the memory it shares with us.
 static volatile int32_t failed_step;
 static volatile int32_t failed_error;
 
-static bool same_text(const char *a, const char *b) {
+static bool same_text(const char* a, const char* b) {
   while (*a != '\0' && *a == *b) ++a, ++b;
   return *a == *b;
 }
 
-static size_t text_size(const char *text) {
+static size_t text_size(const char* text) {
   size_t size = 0;
   while (text[size] != '\0') ++size;
   return size;
 }
 
-static bool parse_int(const char *text, int least, int *value) {
+static bool parse_int(const char* text, int least, int* value) {
   if (same_text(text, "-1")) {
     *value = -1;
     return least < 0;
@@ -74,7 +74,7 @@ static bool parse_int(const char *text, int least, int *value) {
   return result >= least;
 }
 
-static bool parse_plan(int argc, char **argv, struct plan *plan) {
+static bool parse_plan(int argc, char** argv, struct plan* plan) {
   if (argc < FIRST_FD_ARG || !same_text(argv[1], COCOON_SHIM_PROTOCOL)) return false;
   plan->exit_name = argv[4];
   plan->boot_id = argv[5];
@@ -91,12 +91,10 @@ static bool parse_plan(int argc, char **argv, struct plan *plan) {
   return same_text(plan->argv[-1], "--");
 }
 
-static int close_fds(unsigned first, unsigned last) {
-  return first > last ? 0 : (int)sys_close_range(first, last);
-}
+static int close_fds(unsigned first, unsigned last) { return first > last ? 0 : (int)sys_close_range(first, last); }
 
 // Everything but the answer pipe and the folder: above all the lock, which says whether the VMM lives.
-static int close_others(const struct plan *plan) {
+static int close_others(const struct plan* plan) {
   const bool answer_first = plan->answer_fd < plan->folder_fd;
   const unsigned low = (unsigned)(answer_first ? plan->answer_fd : plan->folder_fd);
   const unsigned high = (unsigned)(answer_first ? plan->folder_fd : plan->answer_fd);
@@ -106,7 +104,7 @@ static int close_others(const struct plan *plan) {
   return result;
 }
 
-static int arrange_fds(const struct plan *plan) {
+static int arrange_fds(const struct plan* plan) {
   // Out of the way first: a target's number may be another one's source.
   int moved[COCOON_SHIM_MAX_FDS];
   for (int i = 0; i < plan->count; ++i) {
@@ -133,7 +131,7 @@ static _Noreturn void fail_program(int32_t step, long result) {
 }
 
 // In the vfork child.
-static _Noreturn void run_program(const struct plan *plan) {
+static _Noreturn void run_program(const struct plan* plan) {
   sys_setsid();
   long result = plan->namespace_fd < 0 ? 0 : sys_setns(plan->namespace_fd, CLONE_NEWNET);
   if (result < 0) fail_program(COCOON_SHIM_NAMESPACE, result);
@@ -145,7 +143,7 @@ static _Noreturn void run_program(const struct plan *plan) {
   fail_program(COCOON_SHIM_EXEC, sys_execve(plan->argv[0], plan->argv, plan->environment));
 }
 
-static char *put_number(char *at, uint64_t number) {
+static char* put_number(char* at, uint64_t number) {
   char digits[20];
   int count = 0;
   do {
@@ -156,12 +154,12 @@ static char *put_number(char *at, uint64_t number) {
   return at;
 }
 
-static char *put_text(char *at, const char *text) {
+static char* put_text(char* at, const char* text) {
   while (*text != '\0') *at++ = *text++;
   return at;
 }
 
-static int open_proc_file(int pid, const char *name) {
+static int open_proc_file(int pid, const char* name) {
   char path[40];
   *put_text(put_number(put_text(path, "/proc/"), (uint64_t)pid), name) = '\0';
   return (int)sys_openat(AT_FDCWD, path, O_RDONLY | O_CLOEXEC, 0);
@@ -181,7 +179,7 @@ static void wait_until_executed(int pid) {
     if (round < 200) {  // microseconds, unless the program must be read from the disk
       sys_yield();
     } else {
-      sys_sleep_ns(100 * 1000);
+      sys_sleep_ns(100000);
     }
   }
   sys_close(fd);
@@ -194,10 +192,9 @@ static uint64_t read_start_ticks(int pid) {
   char text[512];
   const long size = sys_read(fd, text, sizeof text);
   sys_close(fd);
-  const char *end = text + (size > 0 ? size : 0);
-  const char *at = end;
-  while (at > text && *--at != ')') {  // the last one: the name before it may hold anything
-  }
+  const char* end = text + (size > 0 ? size : 0);
+  const char* at = end;
+  while (at > text && at[-1] != ')') --at;  // the last one: the name before it may hold anything
   for (int spaces = 0; at < end && spaces < SPACES_TO_START; ++at) spaces += *at == ' ';
   uint64_t ticks = 0;
   for (; at < end && *at >= '0' && *at <= '9'; ++at) ticks = ticks * 10 + (uint64_t)(*at - '0');
@@ -213,7 +210,7 @@ static void refuse_oom_kill(void) {
 }
 
 // If the engine is gone, it matters to nobody.
-static void answer(const struct plan *plan, int32_t step, int32_t error, int pid, uint64_t start_ticks) {
+static void answer(const struct plan* plan, int32_t step, int32_t error, int pid, uint64_t start_ticks) {
   const struct cocoon_shim_answer message = {step, error, pid, start_ticks};
   sys_write(plan->answer_fd, &message, sizeof message);
   sys_close(plan->answer_fd);
@@ -232,7 +229,7 @@ static uint64_t read_clock(int id) {
 
 // Waits for the VMM, and reaps its orphans meanwhile. The VMM itself stays a zombie, so that nobody gets its pid
 // before the line is on the disk.
-static int wait_and_record(const struct plan *plan, int pid, uint64_t start_ticks) {
+static int wait_and_record(const struct plan* plan, int pid, uint64_t start_ticks) {
   siginfo_t death;
   for (;;) {
     const long result = sys_waitid(P_ALL, 0, &death, WEXITED | WNOWAIT);
@@ -245,7 +242,7 @@ static int wait_and_record(const struct plan *plan, int pid, uint64_t start_tick
   const uint64_t wall_ns = read_clock(CLOCK_REALTIME);
 
   char line[160];
-  char *at = put_number(line, (uint64_t)pid);
+  char* at = put_number(line, (uint64_t)pid);
   at = put_number(put_text(at, " "), start_ticks);
   at = put_number(put_text(at, " "), uptime_ns);
   at = put_number(put_text(at, " "), wall_ns);
@@ -262,7 +259,7 @@ static int wait_and_record(const struct plan *plan, int pid, uint64_t start_tick
 }
 
 // In the second process, whom init reaps.
-static int run_shim(const struct plan *plan) {
+static int run_shim(const struct plan* plan) {
   sys_setsid();
   sys_umask(077);
   sys_prctl(PR_SET_CHILD_SUBREAPER, 1);
@@ -300,7 +297,7 @@ static int run_shim(const struct plan *plan) {
   return wait_and_record(plan, pid, start_ticks);
 }
 
-static int shim_main(int argc, char **argv, char **environment) {
+static int shim_main(int argc, char** argv, char** environment) {
   struct plan plan;
   if (!parse_plan(argc, argv, &plan)) return USAGE_STATUS;
   plan.environment = environment;

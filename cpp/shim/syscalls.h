@@ -58,16 +58,16 @@ static _Noreturn void sys_exit(int status) {
   for (;;) call(SYS_exit_group, status, 0, 0, 0, 0);
 }
 static inline long sys_fork(void) { return call(SYS_clone, SIGCHLD, 0, 0, 0, 0); }
-static inline long sys_openat(int folder, const char *name, int flags, unsigned mode) {
+static inline long sys_openat(int folder, const char* name, int flags, unsigned mode) {
   return call(SYS_openat, folder, (long)name, flags, (long)mode, 0);
 }
-static inline long sys_read(int fd, void *buffer, size_t size) {
+static inline long sys_read(int fd, void* buffer, size_t size) {
   return call(SYS_read, fd, (long)buffer, (long)size, 0, 0);
 }
-static inline long sys_pread(int fd, void *buffer, size_t size, long offset) {
+static inline long sys_pread(int fd, void* buffer, size_t size, long offset) {
   return call(SYS_pread64, fd, (long)buffer, (long)size, offset, 0);
 }
-static inline long sys_write(int fd, const void *buffer, size_t size) {
+static inline long sys_write(int fd, const void* buffer, size_t size) {
   return call(SYS_write, fd, (long)buffer, (long)size, 0, 0);
 }
 static inline long sys_close(int fd) { return call(SYS_close, fd, 0, 0, 0, 0); }
@@ -77,17 +77,17 @@ static inline long sys_close_range(unsigned first, unsigned last) {
 static inline long sys_fcntl(int fd, int command, int value) { return call(SYS_fcntl, fd, command, value, 0, 0); }
 static inline long sys_dup_to(int fd, int target) { return call(SYS_dup3, fd, target, 0, 0, 0); }
 static inline long sys_fdatasync(int fd) { return call(SYS_fdatasync, fd, 0, 0, 0, 0); }
-static inline long sys_chdir(const char *path) { return call(SYS_chdir, (long)path, 0, 0, 0, 0); }
+static inline long sys_chdir(const char* path) { return call(SYS_chdir, (long)path, 0, 0, 0, 0); }
 static inline long sys_fchdir(int fd) { return call(SYS_fchdir, fd, 0, 0, 0, 0); }
 static inline long sys_umask(unsigned mask) { return call(SYS_umask, (long)mask, 0, 0, 0, 0); }
 static inline long sys_setsid(void) { return call(SYS_setsid, 0, 0, 0, 0, 0); }
 static inline long sys_setns(int fd, int kind) { return call(SYS_setns, fd, kind, 0, 0, 0); }
 static inline long sys_prctl(int option, long value) { return call(SYS_prctl, option, value, 0, 0, 0); }
 static inline long sys_kill(int pid, int number) { return call(SYS_kill, pid, number, 0, 0, 0); }
-static inline long sys_execve(const char *program, char **argv, char **environment) {
+static inline long sys_execve(const char* program, char** argv, char** environment) {
   return call(SYS_execve, (long)program, (long)argv, (long)environment, 0, 0);
 }
-static inline long sys_waitid(int kind, int pid, siginfo_t *info, int options) {
+static inline long sys_waitid(int kind, int pid, siginfo_t* info, int options) {
   return call(SYS_waitid, kind, pid, (long)info, options, 0);
 }
 static inline void sys_yield(void) { call(SYS_sched_yield, 0, 0, 0, 0, 0); }
@@ -95,7 +95,7 @@ static inline void sys_sleep_ns(long ns) {
   const struct __kernel_timespec time = {0, ns};
   call(SYS_nanosleep, (long)&time, 0, 0, 0, 0);
 }
-static inline void sys_clock_gettime(int id, struct __kernel_timespec *now) {
+static inline void sys_clock_gettime(int id, struct __kernel_timespec* now) {
   call(SYS_clock_gettime, id, (long)now, 0, 0, 0);
 }
 static inline void sys_set_signal_mask(uint64_t mask) {
@@ -112,11 +112,11 @@ static inline __attribute__((always_inline)) long sys_vfork(void) {
   return call(SYS_clone, 0x100 /* CLONE_VM */ | 0x4000 /* CLONE_VFORK */ | SIGCHLD, 0, 0, 0, 0);
 }
 
-static int shim_main(int argc, char **argv, char **environment);
+static int shim_main(int argc, char** argv, char** environment);
 
 // What the kernel puts on a new program's stack: argc, argv, NULL, the environment, NULL.
-__attribute__((used)) static _Noreturn void start(long *stack) {
+__attribute__((used)) static _Noreturn void start(long* stack) {
   const int argc = (int)stack[0];
-  char **argv = (char **)(stack + 1);
+  char** argv = (char**)(stack + 1);
   sys_exit(shim_main(argc, argv, argv + argc + 1));
 }

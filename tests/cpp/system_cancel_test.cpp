@@ -1,10 +1,11 @@
 // Who may stop a wait, on which thread, and how often it is asked.
 
-#include <gtest/gtest.h>
-
 #include <stdexcept>
 
+#include <gtest/gtest.h>
+
 #include "cocoon/system/clock.h"
+
 #include "system_test_support.h"
 
 namespace cocoon::system {

@@ -1,14 +1,15 @@
 // The line a shim writes when its program has died, and the files that are not such a line.
 
-#include <gtest/gtest.h>
 #include <sys/stat.h>
 
 #include <algorithm>
 #include <chrono>
 
 #include <fmt/format.h>
+#include <gtest/gtest.h>
 
 #include "cocoon/system/clock.h"
+
 #include "system_test_support.h"
 
 namespace cocoon::system {
@@ -16,13 +17,11 @@ namespace {
 
 using namespace testing;
 
-const std::vector<std::string> kSleep = {"/bin/sleep", "1000"};
-
 TEST(ExitRecordTest, TellsTheStatusOfAnExit) {
   const TempDir dir;
   const std::int64_t wall_before = system_clock().wall_ns();
   const std::int64_t uptime_before = system_clock().uptime_ns();
-  const Program program(spawn(kShim, spec_in(dir, {"/bin/sh", "-c", "exit 3"})));
+  const Program program(spawn(shim_path(), spec_in(dir, {"/bin/sh", "-c", "exit 3"})));
   const auto record = wait_exit_record(dir / "exit");
   ASSERT_TRUE(record);
   EXPECT_EQ(record->identity, program.identity());
@@ -33,7 +32,7 @@ TEST(ExitRecordTest, TellsTheStatusOfAnExit) {
   EXPECT_LE(record->uptime_ns, system_clock().uptime_ns());
   EXPECT_GE(record->wall_ns, wall_before);
   EXPECT_LE(record->wall_ns, system_clock().wall_ns());
-  struct stat status {};
+  struct stat status{};
   ASSERT_EQ(::stat((dir / "exit").c_str(), &status), 0);
   EXPECT_EQ(status.st_mode & 0777U, 0600U);
 }
@@ -42,7 +41,7 @@ TEST(ExitRecordTest, TellsTheSignalAndTheMomentOfAKill) {
   std::vector<std::int64_t> delays;
   for (int round = 0; round < 7; ++round) {
     const TempDir dir;
-    const Program program(spawn(kShim, spec_in(dir, kSleep)));
+    const Program program(spawn(shim_path(), spec_in(dir, long_sleep())));
     const auto process = Pidfd::open(program.identity());
     ASSERT_TRUE(process);
     const std::int64_t killed_at = system_clock().uptime_ns();
@@ -61,7 +60,7 @@ TEST(ExitRecordTest, TellsTheSignalAndTheMomentOfAKill) {
 
 TEST(ExitRecordTest, CoreDumpIsASignalToo) {
   const TempDir dir;
-  const Program program(spawn(kShim, spec_in(dir, {"/bin/sh", "-c", "ulimit -c 0; kill -ABRT $$"})));
+  const Program program(spawn(shim_path(), spec_in(dir, {"/bin/sh", "-c", "ulimit -c 0; kill -ABRT $$"})));
   const auto record = wait_exit_record(dir / "exit");
   ASSERT_TRUE(record);
   EXPECT_EQ(record->describe(), "signal 6 (Aborted)");
@@ -70,7 +69,7 @@ TEST(ExitRecordTest, CoreDumpIsASignalToo) {
 TEST(ExitRecordTest, NewDeathReplacesAnOlderOne) {
   const TempDir dir;
   put(dir / "exit", std::string(200, 'x'));
-  const Program program(spawn(kShim, spec_in(dir, {"/bin/true"})));
+  const Program program(spawn(shim_path(), spec_in(dir, {"/bin/true"})));
   const auto record = wait_exit_record(dir / "exit");
   ASSERT_TRUE(record);
   EXPECT_EQ(record->identity, program.identity());
@@ -78,7 +77,7 @@ TEST(ExitRecordTest, NewDeathReplacesAnOlderOne) {
 
 TEST(ExitRecordTest, ShimKilledFirstLeavesTheProgramAloneAndNoRecord) {
   const TempDir dir;
-  const Program program(spawn(kShim, spec_in(dir, kSleep)));
+  const Program program(spawn(shim_path(), spec_in(dir, long_sleep())));
   ASSERT_NE(program.shim().pid, 0);
   kill_now(Pidfd::open(program.shim()).value());
   EXPECT_FALSE(gone(program.identity()));
@@ -95,7 +94,7 @@ TEST(ExitRecordTest, EngineKilledAfterTheSpawnLosesNothing) {
   const Fd said(ends[0]);
   const Fd say(ends[1]);
   ForkedChild engine([&] {
-    const ProcessIdentity identity = spawn(kShim, spec_in(dir, kSleep));
+    const ProcessIdentity identity = spawn(shim_path(), spec_in(dir, long_sleep()));
     const std::string line = fmt::format("{} {} {}\n", identity.pid, identity.start_ticks, identity.boot_id);
     if (::write(say.get(), line.data(), line.size()) < 0) return 1;
     for (;;) ::pause();
@@ -119,9 +118,9 @@ TEST(ExitRecordTest, EngineKilledAfterTheSpawnLosesNothing) {
 TEST(ExitRecordTest, FollowsItsFolderWhenThatIsRenamed) {
   const TempDir dir;
   make_private_dirs(dir / "run");
-  SpawnSpec spec = spec_in(dir, kSleep);
+  SpawnSpec spec = spec_in(dir, long_sleep());
   spec.exit_file = dir / "run/exit";
-  const Program program(spawn(kShim, spec));
+  const Program program(spawn(shim_path(), spec));
   std::filesystem::rename(dir / "run", dir / "moved");
   program.kill();
   ASSERT_TRUE(program.wait_shim());
@@ -131,9 +130,9 @@ TEST(ExitRecordTest, FollowsItsFolderWhenThatIsRenamed) {
 TEST(ExitRecordTest, ShimEndsQuietlyWhenItsFolderIsGone) {
   const TempDir dir;
   make_private_dirs(dir / "run");
-  SpawnSpec spec = spec_in(dir, kSleep);
+  SpawnSpec spec = spec_in(dir, long_sleep());
   spec.exit_file = dir / "run/exit";
-  const Program program(spawn(kShim, spec));
+  const Program program(spawn(shim_path(), spec));
   remove_tree(dir / "run");
   program.kill();
   EXPECT_TRUE(program.wait_shim());
@@ -145,7 +144,7 @@ TEST(ExitRecordTest, ShimNeitherFollowsALinkNorWaitsOnAFifo) {
   put(dir / "precious", "kept");
   std::filesystem::create_symlink(dir / "precious", dir / "exit");
   {
-    const Program program(spawn(kShim, spec_in(dir, kSleep)));
+    const Program program(spawn(shim_path(), spec_in(dir, long_sleep())));
     program.kill();
     ASSERT_TRUE(program.wait_shim());
   }
@@ -153,7 +152,7 @@ TEST(ExitRecordTest, ShimNeitherFollowsALinkNorWaitsOnAFifo) {
   EXPECT_FALSE(find_exit_record(dir / "exit"));
   remove_file(dir / "exit");
   ASSERT_EQ(::mkfifo((dir / "exit").c_str(), 0600), 0);
-  const Program program(spawn(kShim, spec_in(dir, kSleep)));
+  const Program program(spawn(shim_path(), spec_in(dir, long_sleep())));
   program.kill();
   EXPECT_TRUE(program.wait_shim());
 }

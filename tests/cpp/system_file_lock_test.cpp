@@ -1,8 +1,8 @@
 // Exclusion between threads and processes, and the lock file that is replaced meanwhile.
 
-#include <gtest/gtest.h>
-
 #include <atomic>
+
+#include <gtest/gtest.h>
 
 #include "system_test_support.h"
 
@@ -44,6 +44,7 @@ TEST(FileLockTest, ThreadsExcludeEachOther) {
   const Path path = dir / "lock";
   int counter = 0;  // unguarded but for the lock
   std::vector<std::thread> threads;
+  threads.reserve(4);
   for (int t = 0; t < 4; ++t) {
     threads.emplace_back([&, t] {
       Cancel never;
@@ -81,6 +82,7 @@ TEST(FileLockTest, ProbingNeverMakesAStarterFail) {
   const Path path = dir / "lock";
   std::atomic<bool> stop{false};
   std::vector<std::thread> probers;
+  probers.reserve(3);
   for (int t = 0; t < 3; ++t) {
     probers.emplace_back([&] {
       while (!stop) FileLock::is_held(path);
@@ -104,6 +106,7 @@ TEST(FileLockTest, StartersThatMeetProbersStillExcludeEachOther) {
   std::atomic<int> violations{0};
   std::atomic<int> acquired{0};
   std::vector<std::thread> starters;
+  starters.reserve(3);
   for (int t = 0; t < 3; ++t) {
     starters.emplace_back([&] {
       for (int i = 0; i < 300; ++i) {

@@ -1,9 +1,10 @@
 // Whole small files, folders, and copies of sparse ones.
 
-#include <gtest/gtest.h>
 #include <sys/stat.h>
 
 #include <atomic>
+
+#include <gtest/gtest.h>
 
 #include "system_test_support.h"
 
@@ -13,7 +14,7 @@ namespace {
 using namespace testing;
 
 struct stat stat_of(const Path& path) {
-  struct stat status {};
+  struct stat status{};
   if (::lstat(path.c_str(), &status) != 0) throw std::runtime_error("lstat " + path.string());
   return status;
 }
@@ -42,16 +43,14 @@ TEST(FileTest, TextIsFoundWholeOrNotAtAll) {
   EXPECT_FALSE(find_text(dir / "absent", 10));
   put(dir / "a", "0123456789");
   EXPECT_EQ(find_text(dir / "a", 10), "0123456789");
-  EXPECT_EQ(store_error_of([&] { find_text(dir / "a", 9); }),
-            "read " + (dir / "a").string() + ": longer than 9 bytes");
+  EXPECT_EQ(store_error_of([&] { find_text(dir / "a", 9); }), "read " + (dir / "a").string() + ": longer than 9 bytes");
   put(dir / "empty", "");
   EXPECT_EQ(find_text(dir / "empty", 0), "");
   const std::string large(1'000'000, 'x');
   put(dir / "large", large);
   EXPECT_EQ(find_text(dir / "large", large.size()), large);
   EXPECT_EQ(store_error_of([&] { find_text(dir.path(), 9); }), "read " + dir.path().string() + ": Is a directory");
-  EXPECT_EQ(store_error_of([&] { find_text(dir / "a/b", 9); }),
-            "open " + (dir / "a/b").string() + ": Not a directory");
+  EXPECT_EQ(store_error_of([&] { find_text(dir / "a/b", 9); }), "open " + (dir / "a/b").string() + ": Not a directory");
 }
 
 TEST(FileTest, TailIsOfWholeLines) {
@@ -124,6 +123,7 @@ TEST(FileTest, ReadersOfAnAtomicFileSeeOldOrNew) {
     }
   });
   std::vector<std::thread> writers;
+  writers.reserve(2);
   for (std::size_t w = 0; w < 2; ++w) {
     writers.emplace_back([&, w] {
       for (int i = 0; i < 50; ++i) write_text_atomic(dir / "f", texts[w]);
@@ -156,6 +156,7 @@ TEST(FileTest, PrivateFoldersMadeByManyAtOnce) {
   const TempDir dir;
   std::atomic<int> failures{0};
   std::vector<std::thread> threads;
+  threads.reserve(4);
   for (int t = 0; t < 4; ++t) {
     threads.emplace_back([&] {
       for (int i = 0; i < 50; ++i) {
@@ -204,6 +205,7 @@ TEST(FileTest, RemoveTreeWhileOthersRemoveIt) {
   for (int i = 0; i < 300; ++i) make_private_dirs(dir / ("tree/" + std::to_string(i % 10) + "/" + std::to_string(i)));
   std::atomic<int> failures{0};
   std::vector<std::thread> threads;
+  threads.reserve(3);
   for (int t = 0; t < 3; ++t) {
     threads.emplace_back([&] {
       try {

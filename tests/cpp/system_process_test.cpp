@@ -1,12 +1,12 @@
 // Identity, the /proc scan, and signals that cannot go astray.
 
-#include <gtest/gtest.h>
 #include <sys/prctl.h>
 
 #include <atomic>
 #include <set>
 
 #include <fmt/format.h>
+#include <gtest/gtest.h>
 
 #include "system_test_support.h"
 
@@ -14,8 +14,6 @@ namespace cocoon::system {
 namespace {
 
 using namespace testing;
-
-const std::vector<std::string> kSleep = {"/bin/sleep", "1000"};
 
 TEST(ProcessTest, FindsItself) {
   const auto info = find_process(::getpid());
@@ -42,7 +40,7 @@ TEST(ProcessTest, NameWithSpacesAndParenthesesDoesNotConfuse) {
   const TempDir dir;
   const Path odd = dir / "a) Z 1 (b";
   std::filesystem::copy_file("/bin/sleep", odd);
-  const Program program(spawn(kShim, spec_in(dir, {odd, "1000"})));
+  const Program program(spawn(shim_path(), spec_in(dir, {odd, "1000"})));
   const auto info = find_process(program.pid());
   ASSERT_TRUE(info);
   EXPECT_EQ(info->identity, program.identity());
@@ -52,7 +50,7 @@ TEST(ProcessTest, NameWithSpacesAndParenthesesDoesNotConfuse) {
 TEST(ProcessTest, EmptyArgumentsAreKept) {
   const TempDir dir;
   const std::vector<std::string> argv = {"/bin/sh", "-c", "sleep 1000; :", "", "x", ""};
-  const Program program(spawn(kShim, spec_in(dir, argv)));
+  const Program program(spawn(shim_path(), spec_in(dir, argv)));
   EXPECT_EQ(find_process(program.pid()).value().argv, argv);
   // The shell's sleep is the shim's to reap, but ours to end.
   std::vector<ProcessInfo> children;
@@ -68,7 +66,8 @@ TEST(ProcessTest, EmptyArgumentsAreKept) {
 
 TEST(ProcessTest, LongArgumentsAreReadWhole) {
   const TempDir dir;
-  std::vector<std::string> argv = {"/bin/sh", "-c", "read line", std::string(4096 - 24, 'a'), std::string(100'000, 'b')};
+  std::vector<std::string> argv = {"/bin/sh", "-c", "read line", std::string(4096 - 24, 'a'),
+                                   std::string(100'000, 'b')};
   int ends[2];
   ASSERT_EQ(::pipe2(ends, O_CLOEXEC), 0);
   const Fd in(ends[0]);
@@ -77,7 +76,7 @@ TEST(ProcessTest, LongArgumentsAreReadWhole) {
     argv[3].assign(size, 'a');
     SpawnSpec spec = spec_in(dir, argv);
     spec.stdin_fd = in.get();
-    const Program program(spawn(kShim, spec));
+    const Program program(spawn(shim_path(), spec));
     EXPECT_EQ(find_process(program.pid()).value().argv, argv);
     argv.resize(4);
   }
@@ -95,9 +94,9 @@ TEST(ProcessTest, ZombieIsFoundAndIsDead) {
 TEST(ProcessTest, DeletedFolderKeepsItsName) {
   const TempDir dir;
   make_private_dirs(dir / "run");
-  SpawnSpec spec = spec_in(dir, kSleep);
+  SpawnSpec spec = spec_in(dir, long_sleep());
   spec.working_dir = dir / "run";
-  const Program program(spawn(kShim, spec));
+  const Program program(spawn(shim_path(), spec));
   remove_tree(dir / "run");
   EXPECT_EQ(find_process(program.pid()).value().cwd, dir / "run");
 }
@@ -118,14 +117,14 @@ TEST(ProcessTest, ScanFindsExactlyWhatIsWanted) {
   std::vector<std::unique_ptr<Program>> programs;
   std::set<pid_t> expected;
   for (int i = 0; i < 3; ++i) {
-    programs.push_back(std::make_unique<Program>(spawn(kShim, spec_in(dir, kSleep))));
+    programs.push_back(std::make_unique<Program>(spawn(shim_path(), spec_in(dir, long_sleep()))));
     expected.insert(programs.back()->pid());
   }
   std::set<pid_t> found;
   bool saw_itself = false;
   for (const ProcessInfo& info : scan_processes([&](const ProcessInfo& info) {
          saw_itself |= info.identity.pid == ::getpid();
-         return info.cwd == dir.path() && info.argv == kSleep;
+         return info.cwd == dir.path() && info.argv == long_sleep();
        })) {
     found.insert(info.identity.pid);
     EXPECT_EQ(find_process(info.identity.pid).value().identity, info.identity);
@@ -151,7 +150,7 @@ TEST(ProcessTest, ScanSurvivesProcessesThatComeAndGo) {
 
 TEST(PidfdTest, OtherIdentityIsNeverOpened) {
   const TempDir dir;
-  const Program program(spawn(kShim, spec_in(dir, kSleep)));
+  const Program program(spawn(shim_path(), spec_in(dir, long_sleep())));
   ProcessIdentity reused = program.identity();
   ++reused.start_ticks;
   EXPECT_FALSE(Pidfd::open(reused));
@@ -180,7 +179,7 @@ TEST(PidfdTest, ThreadIdIsNoProcess) {
 
 TEST(PidfdTest, WaitsForDeathOrTheTime) {
   const TempDir dir;
-  const Program program(spawn(kShim, spec_in(dir, kSleep)));
+  const Program program(spawn(shim_path(), spec_in(dir, long_sleep())));
   const auto process = Pidfd::open(program.identity());
   ASSERT_TRUE(process);
   Cancel never;
@@ -199,7 +198,7 @@ TEST(PidfdTest, WaitsForDeathOrTheTime) {
 TEST(PidfdTest, SignalNotPermittedIsAnError) {
   if (::geteuid() != 0) GTEST_SKIP() << "becoming another user needs root";
   const TempDir dir;
-  const Program program(spawn(kShim, spec_in(dir, kSleep)));
+  const Program program(spawn(shim_path(), spec_in(dir, long_sleep())));
   ForkedChild other([&] {
     if (::setresuid(65534, 65534, 65534) != 0) return 2;
     const auto process = Pidfd::open(program.identity());
@@ -217,7 +216,7 @@ TEST(PidfdTest, SignalNotPermittedIsAnError) {
 
 TEST(PidfdTest, TerminateIsGentleFirst) {
   const TempDir dir;
-  const Program program(spawn(kShim, spec_in(dir, kSleep)));
+  const Program program(spawn(shim_path(), spec_in(dir, long_sleep())));
   Cancel never;
   terminate(Pidfd::open(program.identity()).value(), kPatience, never);
   ASSERT_TRUE(program.wait_shim());
@@ -226,7 +225,8 @@ TEST(PidfdTest, TerminateIsGentleFirst) {
 
 TEST(PidfdTest, TerminateEscalatesWhenIgnored) {
   const TempDir dir;
-  const Program program(spawn(kShim, spec_in(dir, {"/bin/sh", "-c", "trap '' TERM; echo ready; exec sleep 1000"})));
+  const Program program(
+      spawn(shim_path(), spec_in(dir, {"/bin/sh", "-c", "trap '' TERM; echo ready; exec sleep 1000"})));
   ASSERT_TRUE(eventually([&] { return slurp(dir / "log") == "ready\n"; }));
   Cancel never;
   terminate(Pidfd::open(program.identity()).value(), milliseconds(30), never);
@@ -236,7 +236,7 @@ TEST(PidfdTest, TerminateEscalatesWhenIgnored) {
 
 TEST(PidfdTest, CancelInterruptsTheWaitSoon) {
   const TempDir dir;
-  const Program program(spawn(kShim, spec_in(dir, kSleep)));
+  const Program program(spawn(shim_path(), spec_in(dir, long_sleep())));
   const auto process = Pidfd::open(program.identity());
   ASSERT_TRUE(process);
   auto best = milliseconds::max();

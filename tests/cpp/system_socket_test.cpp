@@ -1,13 +1,14 @@
 // UNIX sockets as a client meets them: live, dead, stuck, far away.
 
-#include "cocoon/system/socket.h"
-
-#include <gtest/gtest.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
 
 #include <cstring>
+
+#include <gtest/gtest.h>
+
+#include "cocoon/system/socket.h"
 
 #include "system_test_support.h"
 
@@ -145,7 +146,9 @@ TEST(SocketTest, ConnectErrorsNameThePath) {
   const TempDir dir;
   EXPECT_EQ(message_of<VmmError>([&] { UnixStream::connect(dir / "s", kPatience); }),
             "connect to " + (dir / "s").string() + ": No such file or directory");
-  { const Listener stale(dir / "s"); }
+  {
+    const Listener stale(dir / "s");
+  }
   EXPECT_EQ(message_of<VmmError>([&] { UnixStream::connect(dir / "s", kPatience); }),
             "connect to " + (dir / "s").string() + ": Connection refused");
 }

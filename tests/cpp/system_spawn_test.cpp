@@ -1,6 +1,5 @@
 // Programs under cocoon-shim: what they get, and what they do not.
 
-#include <gtest/gtest.h>
 #include <sched.h>
 #include <sys/file.h>
 #include <sys/prctl.h>
@@ -10,6 +9,7 @@
 #include <set>
 
 #include <fmt/format.h>
+#include <gtest/gtest.h>
 
 #include "system_test_support.h"
 
@@ -18,11 +18,9 @@ namespace {
 
 using namespace testing;
 
-const std::vector<std::string> kSleep = {"/bin/sleep", "1000"};
-
 std::vector<std::string> shell(const std::string& script) { return {"/bin/sh", "-c", script}; }
 
-std::string error_of(const SpawnSpec& spec, const Path& shim = kShim) {
+std::string error_of(const SpawnSpec& spec, const Path& shim = shim_path()) {
   try {
     const Program unexpected(spawn(shim, spec));
     return "none";
@@ -33,11 +31,11 @@ std::string error_of(const SpawnSpec& spec, const Path& shim = kShim) {
 
 TEST(SpawnTest, IdentityIsWhatProcSays) {
   const TempDir dir;
-  const Program program(spawn(kShim, spec_in(dir, kSleep)));
+  const Program program(spawn(shim_path(), spec_in(dir, long_sleep())));
   const auto info = find_process(program.pid());
   ASSERT_TRUE(info);
   EXPECT_EQ(info->identity, program.identity());
-  EXPECT_EQ(info->argv, kSleep);
+  EXPECT_EQ(info->argv, long_sleep());
   EXPECT_EQ(info->cwd, dir.path());
   EXPECT_EQ(std::to_string(info->identity.start_ticks), stat_fields(program.pid()).at(19));
   EXPECT_TRUE(slurp("/proc/sys/kernel/random/boot_id").starts_with(info->identity.boot_id));
@@ -47,11 +45,11 @@ TEST(SpawnTest, OutputAndErrorsAreAppendedToThePrivateLog) {
   const TempDir dir;
   SpawnSpec spec = spec_in(dir, shell("echo out; echo err >&2"));
   for (int round = 0; round < 2; ++round) {
-    const Program program(spawn(kShim, spec));
+    const Program program(spawn(shim_path(), spec));
     ASSERT_TRUE(eventually([&] { return gone(program.identity()); }));
   }
   EXPECT_EQ(slurp(dir / "log"), "out\nerr\nout\nerr\n");
-  struct stat status {};
+  struct stat status{};
   ASSERT_EQ(::stat((dir / "log").c_str(), &status), 0);
   EXPECT_EQ(status.st_mode & 0777U, 0600U);
 }
@@ -65,7 +63,7 @@ TEST(SpawnTest, EnvironmentUmaskAndSessionAreItsOwn) {
   const Fd in(ends[0]);
   Fd held(ends[1]);
   spec.stdin_fd = in.get();
-  const Program program(spawn(kShim, spec));
+  const Program program(spawn(shim_path(), spec));
   EXPECT_TRUE(eventually([&] { return slurp(dir / "log") == "0077\nA=two words HOME=\n"; })) << slurp(dir / "log");
   const std::string pid = std::to_string(program.pid());
   EXPECT_EQ(stat_fields(program.pid()).at(2), pid);  // process group
@@ -82,7 +80,7 @@ TEST(SpawnTest, NoDescriptorButItsOwnReachesTheProgram) {
   // Inheritable ones, as a host program may have.
   const Fd stray(::open("/dev/zero", O_RDONLY));
   const Fd high(::fcntl(stray.get(), F_DUPFD, 700));
-  const Program program(spawn(kShim, spec_in(dir, kSleep)));
+  const Program program(spawn(shim_path(), spec_in(dir, long_sleep())));
   const Fds expected = {{0, "/dev/null"}, {1, dir / "log"}, {2, dir / "log"}};
   EXPECT_TRUE(comes_to_hold(program.pid(), expected)) << ::testing::PrintToString(open_fds(program.pid()));
   // The shim keeps the folder of the exit file, and nothing else.
@@ -101,15 +99,14 @@ TEST(SpawnTest, PassedDescriptorsArriveInOrderWhateverTheirNumbers) {
   const Fd in = open_at("in");
   const Fd out = open_at("out");
   const Fd lock = open_at("lock");
-  SpawnSpec spec = spec_in(dir, kSleep);
+  SpawnSpec spec = spec_in(dir, long_sleep());
   spec.stdin_fd = in.get();
   spec.stdout_fd = out.get();
   spec.lock_fd = lock.get();
   spec.pass_fds = {b.get(), a.get(), b.get(), lock.get(), in.get()};
-  const Program program(spawn(kShim, spec));
-  const Fds expected = {{0, dir / "in"}, {1, dir / "out"}, {2, dir / "log"}, {3, dir / "lock"},
-                                               {4, dir / "b"},  {5, dir / "a"},   {6, dir / "b"},   {7, dir / "lock"},
-                                               {8, dir / "in"}};
+  const Program program(spawn(shim_path(), spec));
+  const Fds expected = {{0, dir / "in"}, {1, dir / "out"}, {2, dir / "log"},  {3, dir / "lock"}, {4, dir / "b"},
+                        {5, dir / "a"},  {6, dir / "b"},   {7, dir / "lock"}, {8, dir / "in"}};
   EXPECT_TRUE(comes_to_hold(program.pid(), expected)) << ::testing::PrintToString(open_fds(program.pid()));
   EXPECT_EQ(::fcntl(a.get(), F_GETFD), FD_CLOEXEC) << "ours stay as they were";
 }
@@ -118,7 +115,7 @@ TEST(SpawnTest, WorksInAProcessWithoutStandardDescriptors) {
   const TempDir dir;
   ForkedChild engine([&] {
     ::close_range(0, 2, 0);
-    const Program program(spawn(kShim, spec_in(dir, kSleep)));
+    const Program program(spawn(shim_path(), spec_in(dir, long_sleep())));
     const Fds expected = {{0, "/dev/null"}, {1, dir / "log"}, {2, dir / "log"}};
     return comes_to_hold(program.pid(), expected) ? 0 : 1;
   });
@@ -137,7 +134,7 @@ TEST(SpawnTest, SignalsAreDefaultThereAndUntouchedHere) {
     ::sigprocmask(SIG_SETMASK, &blocked, nullptr);
     const std::string mask = status_value(::getpid(), "SigBlk");
     const std::string ignored = status_value(::getpid(), "SigIgn");
-    const Program program(spawn(kShim, spec_in(dir, kSleep)));
+    const Program program(spawn(shim_path(), spec_in(dir, long_sleep())));
     const std::string none(16, '0');
     if (status_value(program.pid(), "SigBlk") != none || status_value(program.pid(), "SigIgn") != none) return 1;
     if (status_value(program.shim().pid, "SigIgn") != none) return 2;
@@ -150,7 +147,7 @@ TEST(SpawnTest, SignalsAreDefaultThereAndUntouchedHere) {
 
 TEST(SpawnTest, EnginesChildIsReapedAtOnce) {
   const TempDir dir;
-  const Program program(spawn(kShim, spec_in(dir, kSleep)));
+  const Program program(spawn(shim_path(), spec_in(dir, long_sleep())));
   const pid_t self = ::getpid();
   EXPECT_TRUE(scan_processes([&](const ProcessInfo& info) { return parent_of(info.identity.pid) == self; }).empty());
 }
@@ -160,9 +157,9 @@ TEST(SpawnTest, LockIsHeldExactlyWhileTheProgramLives) {
   const Path lock_path = dir / "vm.lock";
   auto lock = FileLock::try_acquire(lock_path);
   ASSERT_TRUE(lock);
-  SpawnSpec spec = spec_in(dir, kSleep);
+  SpawnSpec spec = spec_in(dir, long_sleep());
   spec.lock_fd = lock->fd();
-  const Program program(spawn(kShim, spec));
+  const Program program(spawn(shim_path(), spec));
   lock.reset();
   EXPECT_TRUE(FileLock::is_held(lock_path));
   EXPECT_FALSE(FileLock::try_acquire(lock_path));
@@ -177,8 +174,8 @@ TEST(SpawnTest, LockIsHeldExactlyWhileTheProgramLives) {
 
 TEST(SpawnTest, OrphansOfTheProgramAreReapedByTheShim) {
   const TempDir dir;
-  const Program program(spawn(kShim, spec_in(dir, shell("(sleep 1000 & echo $!); exec sleep 1001"))));
-  ASSERT_TRUE(eventually([&] { return slurp(dir / "log").ends_with("\n"); }));
+  const Program program(spawn(shim_path(), spec_in(dir, shell("(sleep 1000 & echo $!); exec sleep 1001"))));
+  ASSERT_TRUE(eventually([&] { return slurp(dir / "log").ends_with('\n'); }));
   const pid_t orphan = std::stoi(slurp(dir / "log"));
   EXPECT_TRUE(eventually([&] { return parent_of(orphan) == program.shim().pid; }));
   ::kill(orphan, SIGKILL);
@@ -208,9 +205,9 @@ TEST(SpawnTest, EntersANetworkNamespace) {
   if (answer != 'y') GTEST_SKIP() << "making a network namespace needs CAP_SYS_ADMIN";
 
   const TempDir dir;
-  SpawnSpec spec = spec_in(dir, kSleep);
+  SpawnSpec spec = spec_in(dir, long_sleep());
   spec.network_namespace = fmt::format("/proc/{}/ns/net", holder.pid());
-  const Program program(spawn(kShim, spec));
+  const Program program(spawn(shim_path(), spec));
   const auto namespace_of = [](pid_t pid) {
     return std::filesystem::read_symlink(fmt::format("/proc/{}/ns/net", pid)).string();
   };
@@ -230,23 +227,23 @@ TEST(SpawnTest, FailuresNameWhatFailedAndLeaveNothing) {
   std::filesystem::permissions(dir / "plain", std::filesystem::perms::owner_all);
   EXPECT_EQ(error_of(spec), "start " + (dir / "plain").string() + ": Exec format error");
 
-  spec = spec_in(dir, kSleep);
+  spec = spec_in(dir, long_sleep());
   spec.working_dir = dir / "nowhere";
   EXPECT_EQ(error_of(spec), "open folder " + (dir / "nowhere").string() + ": No such file or directory");
-  spec = spec_in(dir, kSleep);
+  spec = spec_in(dir, long_sleep());
   spec.output = dir / "nowhere/log";
   EXPECT_EQ(error_of(spec), "open log " + (dir / "nowhere/log").string() + ": No such file or directory");
-  spec = spec_in(dir, kSleep);
+  spec = spec_in(dir, long_sleep());
   spec.exit_file = dir / "nowhere/exit";
   EXPECT_EQ(error_of(spec), "open folder " + (dir / "nowhere").string() + ": No such file or directory");
-  spec = spec_in(dir, kSleep);
+  spec = spec_in(dir, long_sleep());
   spec.network_namespace = dir / "plain";
-  EXPECT_EQ(error_of(spec), "start /bin/sleep: enter network namespace " + (dir / "plain").string() +
-                                ": Invalid argument");
-  spec = spec_in(dir, kSleep);
+  EXPECT_EQ(error_of(spec),
+            "start /bin/sleep: enter network namespace " + (dir / "plain").string() + ": Invalid argument");
+  spec = spec_in(dir, long_sleep());
   spec.lock_fd = 9999;
   EXPECT_NE(error_of(spec).find("Bad file descriptor"), std::string::npos);
-  spec = spec_in(dir, kSleep);
+  spec = spec_in(dir, long_sleep());
   EXPECT_EQ(error_of(spec, dir / "no-shim"), "start " + (dir / "no-shim").string() + ": No such file or directory");
   EXPECT_EQ(error_of(spec, "/bin/false"), "start /bin/sleep: /bin/false died before it (status 1)");
 
@@ -263,12 +260,12 @@ TEST(SpawnTest, FailuresNameWhatFailedAndLeaveNothing) {
 
 TEST(SpawnTest, BrokenSpecsAreRefused) {
   const TempDir dir;
-  EXPECT_THROW(spawn(kShim, spec_in(dir, {})), Error);
-  EXPECT_THROW(spawn(kShim, spec_in(dir, {"sleep", "1"})), Error);
-  EXPECT_THROW(spawn(kShim, spec_in(dir, {"/bin/sleep", std::string("1\0002", 3)})), Error);
-  SpawnSpec spec = spec_in(dir, kSleep);
+  EXPECT_THROW(spawn(shim_path(), spec_in(dir, {})), Error);
+  EXPECT_THROW(spawn(shim_path(), spec_in(dir, {"sleep", "1"})), Error);
+  EXPECT_THROW(spawn(shim_path(), spec_in(dir, {"/bin/sleep", std::string("1\0002", 3)})), Error);
+  SpawnSpec spec = spec_in(dir, long_sleep());
   spec.pass_fds.assign(61, 1);
-  EXPECT_THROW(spawn(kShim, spec), Error);
+  EXPECT_THROW(spawn(shim_path(), spec), Error);
 }
 
 TEST(SpawnTest, ManyAtOnceFromManyThreadsShareNothing) {
@@ -277,6 +274,7 @@ TEST(SpawnTest, ManyAtOnceFromManyThreadsShareNothing) {
   const TempDir dir;
   std::atomic<int> failures{0};
   std::vector<std::thread> threads;
+  threads.reserve(kThreads);
   std::vector<std::vector<ProcessIdentity>> made(kThreads);
   for (int t = 0; t < kThreads; ++t) {
     threads.emplace_back([&, t] {
@@ -284,15 +282,14 @@ TEST(SpawnTest, ManyAtOnceFromManyThreadsShareNothing) {
         const Path run = dir / fmt::format("{}-{}", t, i);
         make_private_dirs(run);
         auto lock = FileLock::try_acquire(run / "vm.lock");
-        SpawnSpec spec = spec_in(dir, kSleep);
+        SpawnSpec spec = spec_in(dir, long_sleep());
         spec.output = run / "log";
         spec.exit_file = run / "exit";
         spec.lock_fd = lock->fd();
-        const ProcessIdentity identity = spawn(kShim, spec);
+        const ProcessIdentity identity = spawn(shim_path(), spec);
         lock.reset();
         made[static_cast<std::size_t>(t)].push_back(identity);
-        const Fds expected = {
-            {0, "/dev/null"}, {1, run / "log"}, {2, run / "log"}, {3, run / "vm.lock"}};
+        const Fds expected = {{0, "/dev/null"}, {1, run / "log"}, {2, run / "log"}, {3, run / "vm.lock"}};
         if (!comes_to_hold(identity.pid, expected)) ++failures;
       }
     });
@@ -319,7 +316,7 @@ TEST(SpawnTest, ManyAtOnceFromManyThreadsShareNothing) {
 
 TEST(SpawnTest, ShimNeedsLittleMemoryAndAsksToBeSpared) {
   const TempDir dir;
-  const Program program(spawn(kShim, spec_in(dir, kSleep)));
+  const Program program(spawn(shim_path(), spec_in(dir, long_sleep())));
   std::istringstream rollup(slurp(fmt::format("/proc/{}/smaps_rollup", program.shim().pid)));
   int private_kb = 0;
   for (std::string line; std::getline(rollup, line);) {

@@ -3,12 +3,14 @@
 
 #include <fcntl.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <cerrno>
 #include <chrono>
+#include <exception>
 #include <fstream>
 #include <functional>
 #include <map>
@@ -124,12 +126,12 @@ class ForkedChild {
  public:
   explicit ForkedChild(const std::function<int()>& body) : pid_(::fork()) {
     if (pid_ != 0) return;
-    int status = 99;
     try {
-      status = body();
-    } catch (...) {
+      ::_exit(body());
+    } catch (const std::exception& error) {
+      ::dprintf(STDERR_FILENO, "in the child: %s\n", error.what());
+      ::_exit(99);
     }
-    ::_exit(status);
   }
   ~ForkedChild() {
     if (pid_ > 0) {
@@ -195,7 +197,10 @@ inline SpawnSpec spec_in(const TempDir& dir, std::vector<std::string> argv) {
   return spec;
 }
 
-inline const Path kShim = COCOON_SHIM;
+inline Path shim_path() { return COCOON_SHIM; }
+
+// Ends only when it is killed.
+inline std::vector<std::string> long_sleep() { return {"/bin/sleep", "1000"}; }
 
 // The record of a program that ends by itself.
 inline std::optional<ExitRecord> wait_exit_record(const Path& exit_file) {

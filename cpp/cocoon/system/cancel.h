@@ -25,7 +25,7 @@ class Cancel {
  private:
   std::atomic<bool> requested_{false};
   std::function<void()> poll_;
-  unsigned long owner_;  // pthread_t
+  unsigned long owner_;                              // pthread_t
   std::chrono::steady_clock::time_point polled_at_;  // used on the owner's thread only
 };
 

@@ -24,9 +24,8 @@ std::string read_boot_id() {
   const Path path = "/proc/sys/kernel/random/boot_id";
   const std::string text = find_text(path, 256).value_or("");
   const std::string_view digits = std::string_view(text).substr(0, kBootIdDigits);
-  const bool hex = std::all_of(digits.begin(), digits.end(), [](char c) {
-    return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f');
-  });
+  const bool hex = std::all_of(digits.begin(), digits.end(),
+                               [](char c) { return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f'); });
   if (digits.size() != kBootIdDigits || !hex) {
     throw StoreError("read the kernel's boot id from " + path.string() + ": it does not begin with 8 hex digits",
                      path.string());

@@ -9,6 +9,7 @@
 #include <cerrno>
 #include <charconv>
 #include <string_view>
+#include <utility>
 
 #include <fmt/format.h>
 
@@ -66,14 +67,14 @@ std::string ExitRecord::describe() const {
 std::optional<ExitRecord> find_exit_record(const Path& exit_file) {
   const Fd fd(::open(exit_file.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY));
   if (!fd) return std::nullopt;
-  struct stat status {};
+  struct stat status{};
   if (::fstat(fd.get(), &status) != 0 || !S_ISREG(status.st_mode) || status.st_uid != ::geteuid()) return std::nullopt;
   std::array<char, kMaxBytes + 1> text;
   ssize_t size = 0;
   do {
     size = ::read(fd.get(), text.data(), text.size());
   } while (size < 0 && errno == EINTR);
-  if (size <= 0 || static_cast<std::size_t>(size) > kMaxBytes) return std::nullopt;
+  if (size <= 0 || std::cmp_greater(size, kMaxBytes)) return std::nullopt;
   return parse_line({text.data(), static_cast<std::size_t>(size)});
 }
 

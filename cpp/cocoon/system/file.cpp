@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cerrno>
+#include <utility>
 
 #include <fmt/format.h>
 
@@ -88,7 +89,7 @@ std::optional<std::string> find_text(const Path& path, std::size_t max_bytes) {
 std::string tail_text(const Path& path, std::size_t max_lines, std::size_t max_bytes) {
   const std::optional<Fd> fd = find_readable(path);
   if (!fd || max_lines == 0 || max_bytes == 0) return "";
-  struct stat status {};
+  struct stat status{};
   if (::fstat(fd->get(), &status) != 0) throw_store_error("stat", path);
   if (!S_ISREG(status.st_mode)) throw_store_error("read log", path, S_ISDIR(status.st_mode) ? EISDIR : EINVAL);
 
@@ -97,7 +98,7 @@ std::string tail_text(const Path& path, std::size_t max_lines, std::size_t max_b
   if (::lseek(fd->get(), start, SEEK_SET) < 0) throw_store_error("seek", path);
   std::string text = read_up_to(fd->get(), static_cast<std::size_t>(status.st_size - start), path);
   if (!text.empty() && text.back() == '\n') text.pop_back();
-  if (status.st_size > static_cast<off_t>(max_bytes)) {
+  if (std::cmp_greater(status.st_size, max_bytes)) {
     const std::size_t first_end = text.find('\n');
     text.erase(0, first_end == std::string::npos ? 1 : first_end + 1);
   }
@@ -118,7 +119,7 @@ void write_text_atomic(const Path& path, std::string_view text, unsigned mode) {
     Fd fd(::open(temp.path().c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, mode));
     if (!fd) {
       const int code = errno;
-      temp.keep();  // not ours
+      temp.keep();                   // not ours
       if (code == EEXIST) continue;  // left by a dead process with our pid
       throw_store_error("create a temporary file for", path, code);
     }
@@ -142,7 +143,7 @@ void sync_dir(const Path& path) {
 }
 
 void make_private_dirs(const Path& path) {
-  struct stat status {};
+  struct stat status{};
   if (::stat(path.c_str(), &status) == 0) {
     if (!S_ISDIR(status.st_mode)) throw_store_error("make folder", path, ENOTDIR);
     return;

@@ -23,7 +23,8 @@ std::optional<std::string> find_text(const Path& path, std::size_t max_bytes);
 // exist. The last line may be unfinished, and a line longer than all of `max_bytes` is given by its end.
 std::string tail_text(const Path& path, std::size_t max_lines, std::size_t max_bytes = 16384);
 
-// Durable  the file holds the old or the new text, whole, whatever happens: temp file, fdatasync, rename, folder synced.
+// Durable  the file holds the old or the new text, whole, whatever happens: temp file, fdatasync, rename, folder
+// synced.
 void write_text_atomic(const Path& path, std::string_view text, unsigned mode = 0600);
 
 // fsync of a folder, so that a name made or removed in it stays.

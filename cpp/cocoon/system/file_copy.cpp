@@ -61,8 +61,8 @@ off_t copy_through_memory(const Ends& ends, off_t offset, off_t length) {
     if (got < 0) throw_store_error("read", ends.from);
     if (got == 0) break;
     for (ssize_t written = 0; written < got;) {
-      const ssize_t n = ::pwrite(ends.out, buffer.get() + written, static_cast<std::size_t>(got - written),
-                                 offset + done + written);
+      const ssize_t n =
+          ::pwrite(ends.out, buffer.get() + written, static_cast<std::size_t>(got - written), offset + done + written);
       if (n >= 0) {
         written += n;
       } else if (errno != EINTR) {
@@ -117,7 +117,7 @@ void copy_sparse(const Ends& ends, off_t size, Cancel& cancel) {
   while (end < size) {
     cancel.check();
     const off_t begin = ::lseek(ends.in, end, SEEK_DATA);
-    if (begin < 0 && errno == ENXIO) return;  // nothing but a hole from here
+    if (begin < 0 && errno == ENXIO) return;                      // nothing but a hole from here
     if (begin < 0 && (errno == EINVAL || errno == EOPNOTSUPP)) {  // no holes on this file system
       copier.copy_data(end, size, cancel);
       return;
@@ -144,7 +144,7 @@ void make_sparse_file(const Path& path, std::int64_t size_bytes) {
 void copy_file(const Path& from, const Path& to, Cancel& cancel) {
   const Fd in(::open(from.c_str(), O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK));
   if (!in) throw_store_error("open", from);
-  struct stat status {};
+  struct stat status{};
   if (::fstat(in.get(), &status) != 0) throw_store_error("stat", from);
   if (!S_ISREG(status.st_mode)) {
     throw StoreError("copy " + from.string() + ": not a regular file", from.string(), EINVAL);

@@ -41,8 +41,8 @@ bool lock_file(int fd, int operation, const Path& path) {
 
 // False: the name was removed or replaced since `fd` was opened, so the lock on it excludes nobody.
 bool is_file_at(int fd, const Path& path) {
-  struct stat ours {};
-  struct stat named {};
+  struct stat ours{};
+  struct stat named{};
   if (::fstat(fd, &ours) != 0) throw_store_error("stat lock file", path);
   if (::stat(path.c_str(), &named) != 0) {
     if (errno == ENOENT) return false;

@@ -42,7 +42,8 @@ std::vector<std::string> names_in(int folder, const Path& shown) {
       if (errno != 0) throw_store_error("read folder", shown);
       return names;
     }
-    if (std::strcmp(entry->d_name, ".") != 0 && std::strcmp(entry->d_name, "..") != 0) names.emplace_back(entry->d_name);
+    if (std::strcmp(entry->d_name, ".") != 0 && std::strcmp(entry->d_name, "..") != 0)
+      names.emplace_back(entry->d_name);
   }
 }
 
@@ -67,7 +68,7 @@ void remove_at(int parent, const char* name, const Path& shown) {
   const int code = errno;
   // Linux says EISDIR for folders, POSIX EPERM; a file that cannot be removed says EPERM too (chattr +i).
   if (code != EISDIR && code != EPERM) throw_store_error("remove", shown, code);
-  struct stat status {};
+  struct stat status{};
   if (::fstatat(parent, name, &status, AT_SYMLINK_NOFOLLOW) != 0) {
     if (errno == ENOENT) return;  // removed by somebody else
     throw_store_error("remove", shown);

@@ -10,6 +10,7 @@
 #include <climits>
 #include <memory>
 #include <string_view>
+#include <utility>
 
 #include <fmt/format.h>
 
@@ -104,7 +105,7 @@ class ProcReader {
       const ssize_t n = ::read(fd.get(), buffer_.data() + used_, room);
       if (n < 0) break;
       used_ += static_cast<std::size_t>(n);
-      if (static_cast<std::size_t>(n) < room) return true;  // procfs gives less at the end only: saves the read of 0
+      if (std::cmp_less(n, room)) return true;  // procfs gives less at the end only: saves the read of 0
       buffer_.resize(buffer_.size() * 2);
     }
     if (vanished(errno)) return false;

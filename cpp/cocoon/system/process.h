@@ -3,14 +3,14 @@
 // A pid is reused, so it never names a process by itself here: (pid, start time, boot id) does, and every signal goes
 // through a pidfd that was checked against it.
 
+#include <sys/types.h>
+
 #include <chrono>
 #include <cstdint>
 #include <functional>
 #include <optional>
 #include <string>
 #include <vector>
-
-#include <sys/types.h>
 
 #include "cocoon/system/cancel.h"
 #include "cocoon/system/fd.h"
@@ -27,9 +27,9 @@ struct ProcessIdentity {
 
 struct ProcessInfo {
   ProcessIdentity identity;
-  char state = '?';                // R S D Z T …, see proc(5)
-  std::vector<std::string> argv;   // empty for a zombie or kernel thread
-  Path cwd;                        // " (deleted)" cut off; empty if it may not be read
+  char state = '?';               // R S D Z T …, see proc(5)
+  std::vector<std::string> argv;  // empty for a zombie or kernel thread
+  Path cwd;                       // " (deleted)" cut off; empty if it may not be read
   [[nodiscard]] bool zombie() const { return state == 'Z' || state == 'X'; }
 };
 
@@ -67,13 +67,13 @@ struct SpawnSpec {
   std::vector<std::string> argv;         // argv[0]: absolute path of the program
   std::vector<std::string> environment;  // "K=V"; nothing is inherited
   Path working_dir;
-  Path output;                           // stdout and stderr are appended here (made 0600)
-  int stdin_fd = -1;                     // -1: /dev/null. Borrowed, as the next two
-  int stdout_fd = -1;                    // -1: `output`
-  int lock_fd = -1;                      // an flocked file: the child holds it as fd 3 for all its life
-  std::vector<int> pass_fds;             // become fd 4, 5, … of the child
-  Path exit_file;                        // the shim writes here when and how the child died
-  Path network_namespace;                // entered before the program starts; empty: ours
+  Path output;                // stdout and stderr are appended here (made 0600)
+  int stdin_fd = -1;          // -1: /dev/null. Borrowed, as the next two
+  int stdout_fd = -1;         // -1: `output`
+  int lock_fd = -1;           // an flocked file: the child holds it as fd 3 for all its life
+  std::vector<int> pass_fds;  // become fd 4, 5, … of the child
+  Path exit_file;             // the shim writes here when and how the child died
+  Path network_namespace;     // entered before the program starts; empty: ours
 };
 
 // Starts a program in a session of its own, with umask 077 and no other descriptor of ours, as the child of a
@@ -86,8 +86,8 @@ struct ExitRecord {
   ProcessIdentity identity;
   std::int64_t uptime_ns = 0;
   std::int64_t wall_ns = 0;
-  bool signalled = false;  // else exited
-  int status = 0;          // signal number or exit status
+  bool signalled = false;                      // else exited
+  int status = 0;                              // signal number or exit status
   [[nodiscard]] std::string describe() const;  // "status 1", "signal 9 (Killed)"
 };
 

@@ -29,7 +29,7 @@ milliseconds left_until(steady_clock::time_point deadline) {
 }
 
 struct Connection {
-  Fd fd;     // non-blocking; empty if `error` is set
+  Fd fd;          // non-blocking; empty if `error` is set
   int error = 0;  // EAGAIN: the time is up
 };
 

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <string_view>
+#include <utility>
 
 #include <fmt/format.h>
 
@@ -103,14 +104,15 @@ std::string reap(pid_t pid) {
     // ECHILD: the program we live in ignores SIGCHLD, or waits for everybody's children.
     if (errno != EINTR) return "status unknown";
   }
-  return WIFSIGNALED(status) ? fmt::format("signal {}", WTERMSIG(status)) : fmt::format("status {}", WEXITSTATUS(status));
+  return WIFSIGNALED(status) ? fmt::format("signal {}", WTERMSIG(status))
+                             : fmt::format("status {}", WEXITSTATUS(status));
 }
 
 std::optional<cocoon_shim_answer> read_answer(int fd, const Path& shim) {
   cocoon_shim_answer answer{};
   for (;;) {
     const ssize_t n = ::read(fd, &answer, sizeof answer);  // a pipe: written whole, read whole
-    if (n == static_cast<ssize_t>(sizeof answer)) return answer;
+    if (std::cmp_equal(n, sizeof answer)) return answer;
     if (n < 0 && errno == EINTR) continue;
     if (n < 0) throw_store_error("read the answer of", shim);
     return std::nullopt;
