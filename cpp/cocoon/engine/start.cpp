@@ -78,7 +78,15 @@ void Backend::remove_runtime_files(const VmRecord& vm) const {
 }
 
 void Backend::report_death(const VmRecord& vm, const std::string& when) const {
-  const auto exit = system::find_exit_record(system::Path(vm.run_dir) / kExitFile);
+  // Its parent writes how it died a moment after it did.
+  const auto exit_file = system::Path(vm.run_dir) / kExitFile;
+  const auto deadline = std::chrono::steady_clock::now() + 250ms;
+  system::Cancel never;
+  auto exit = system::find_exit_record(exit_file);
+  while (!exit && std::chrono::steady_clock::now() < deadline) {
+    system::pause_for(1ms, never);
+    exit = system::find_exit_record(exit_file);
+  }
   auto tail = system::tail_text(driver_->log(vm), kLogLines);
   throw VmmError(fmt::format("start {}: {} ended {} ({}){}{}", vm.config.name, hypervisor(), when,
                              exit ? exit->describe() : "how is not known",
