@@ -49,7 +49,7 @@ def test_a_host_without_a_node_is_fit_and_stays_so(cli: Cli, path_with_qemu: str
 
 def test_a_node_is_looked_into(cli: Cli, path_with_qemu: str) -> None:
     with Node(cli.root) as node:
-        node.backend("qemu").create(VMConfig("a", storage=0))
+        node.backend("qemu").create(VMConfig("a", storage=0, machine="q35"))
         node_id = node.id
     found = by_name(cli("doctor", "--json", env={"PATH": path_with_qemu}))
     assert found["store"]["detail"] == f"node {node_id}, 1 VM"
@@ -60,7 +60,7 @@ def test_a_node_is_looked_into(cli: Cli, path_with_qemu: str) -> None:
 
 def test_every_trouble_is_found_and_exits_with_1(cli: Cli, tmp_path: Path) -> None:
     with Node(cli.root) as node:
-        node.backend("qemu").create(VMConfig("a", storage=0))
+        node.backend("qemu").create(VMConfig("a", storage=0, machine="q35"))
         node.backend("qemu").mark_started("a")
     ledger = cli.root / "metering" / "ledger.jsonl"
     ledger.write_text(ledger.read_text() + "garbage\n")
@@ -80,7 +80,7 @@ def test_every_trouble_is_found_and_exits_with_1(cli: Cli, tmp_path: Path) -> No
 def test_a_ledger_that_cannot_be_written(cli: Cli, path_with_qemu: str) -> None:
     ledger = cli.root / "metering" / "ledger.jsonl"
     ledger.mkdir(parents=True)
-    cli("vm", "create", "a", "--storage", "0")
+    cli("vm", "create", "a", "--storage", "0", "--machine", "q35")
     ran = cli("doctor", "--json", env={"PATH": path_with_qemu})
     found = by_name(ran)
     assert ran.code == 1

@@ -119,7 +119,7 @@ def test_the_nodes_own_ledger(cli: Cli) -> None:
     assert cli("ledger", "show").code == 1, "there is no node"
     assert not cli.root.joinpath("db").exists(), "and reading made none"
     with Node(cli.root) as node:
-        vm_id = node.backend("qemu").create(VMConfig("a", storage=0)).id
+        vm_id = node.backend("qemu").create(VMConfig("a", storage=0, machine="q35")).id
     rows = cli.ok("ledger", "show", "--json").json()
     assert [(row["kind"], row["vm_id"], row["seq"]) for row in rows] == [("vm.storage.start", vm_id, 1)]
     assert cli.ok("ledger", "audit").out == "1 entries: nothing found\n"
@@ -128,8 +128,8 @@ def test_the_nodes_own_ledger(cli: Cli) -> None:
 def test_reconcile_reports_and_fixes(cli: Cli) -> None:
     with Node(cli.root) as node:
         backend = node.backend("qemu")
-        backend.create(VMConfig("a", storage=0))
-        vm_id = backend.create(VMConfig("b", storage=0)).id
+        backend.create(VMConfig("a", storage=0, machine="q35"))
+        vm_id = backend.create(VMConfig("b", storage=0, machine="q35")).id
         backend.mark_started("b")
     found = cli("reconcile", "--json")
     assert (found.code, found.json()["ok"]) == (1, False)

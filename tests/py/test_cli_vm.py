@@ -32,7 +32,7 @@ def cli(tmp_root: Path) -> Cli:
 
 def make(cli: Cli, *names: str, labels: dict[str, str] | None = None) -> list[str]:
     with Node(cli.root) as node:
-        return [node.backend("qemu").create(VMConfig(name, storage=0, labels=labels or {})).id for name in names]
+        return [node.backend("qemu").create(VMConfig(name, storage=0, machine="q35", labels=labels or {})).id for name in names]
 
 
 def mark_running(cli: Cli, name: str) -> None:
@@ -45,7 +45,7 @@ def mark_running(cli: Cli, name: str) -> None:
 
 
 def test_create_list_inspect_and_rm(cli: Cli) -> None:
-    created = cli.ok("vm", "create", "web", "--cpu", "2", "--memory", "1G", "--storage", "0", "--label", "tier=front")
+    created = cli.ok("vm", "create", "web", "--cpu", "2", "--memory", "1G", "--storage", "0", "--machine", "q35", "--label", "tier=front")
     vm_id = ID.search(created.out)
     assert vm_id is not None
     assert created.out == f"created web ({vm_id[0]})\n"
@@ -63,8 +63,8 @@ def test_create_list_inspect_and_rm(cli: Cli) -> None:
 
 
 def test_quiet_prints_ids_and_nothing_else(cli: Cli) -> None:
-    first = cli.ok("vm", "create", "a", "--storage", "0", "-q").out
-    second = cli.ok("vm", "create", "b", "--storage", "0", "-q").out
+    first = cli.ok("vm", "create", "a", "--storage", "0", "--machine", "q35", "-q").out
+    second = cli.ok("vm", "create", "b", "--storage", "0", "--machine", "q35", "-q").out
     assert ID.fullmatch(first.strip())
     assert cli.ok("vm", "list", "-q").out == first + second
     assert cli.ok("vm", "rm", "-q", "a", "b").out == first + second
@@ -72,7 +72,7 @@ def test_quiet_prints_ids_and_nothing_else(cli: Cli) -> None:
 
 
 def test_create_says_what_it_made_as_json(cli: Cli) -> None:
-    made = cli.ok("vm", "create", "a", "--storage", "0", "--json").json()
+    made = cli.ok("vm", "create", "a", "--storage", "0", "--machine", "q35", "--json").json()
     assert made == cli.ok("vm", "inspect", "a", "--json").json()
 
 
@@ -131,7 +131,7 @@ def test_an_ambiguous_prefix_names_the_candidates(cli: Cli, monkeypatch: pytest.
     seen: dict[str, str] = {}
     with Node(cli.root) as node:
         for number in range(3000):
-            vm_id = node.backend("qemu").create(VMConfig(f"vm-{number}", storage=0)).id
+            vm_id = node.backend("qemu").create(VMConfig(f"vm-{number}", storage=0, machine="q35")).id
             if vm_id[:3] in seen:
                 break
             seen[vm_id[:3]] = vm_id
@@ -179,7 +179,7 @@ def test_what_the_state_refuses_exits_with_4(cli: Cli) -> None:
         ran = cli("vm", verb, "a")
         assert (ran.code, ran.out) == (4, ""), verb
         assert ran.err.splitlines()[1:] == ["hint: `cocoon vm start a` first"], verb
-    assert cli("vm", "create", "a", "--storage", "0").code == 4, "the name is taken"
+    assert cli("vm", "create", "a", "--storage", "0", "--machine", "q35").code == 4, "the name is taken"
 
 
 @pytest.mark.parametrize(
@@ -231,14 +231,14 @@ def test_a_root_that_is_a_file_exits_with_1(cli: Cli, tmp_path: Path) -> None:
 
 def test_the_root_may_be_named_before_and_after_the_command(cli: Cli, tmp_root: Path) -> None:
     other = tmp_root / "other"
-    cli.ok("vm", "create", "a", "--storage", "0", "--root", other)
+    cli.ok("vm", "create", "a", "--storage", "0", "--machine", "q35", "--root", other)
     assert len(cli.ok("--root", other, "vm", "list", "-q").out.split()) == 1
     assert not (tmp_root / "db").exists()
 
 
 def test_the_configuration_of_the_root_is_used(cli: Cli) -> None:
     cli.root.joinpath("config.toml").write_text('run_dir = "elsewhere"\n[ledger]\nlabels = ["tenant"]\n')
-    vm = cli.ok("vm", "create", "a", "--storage", "0", "--label", "tenant=t", "--label", "x=y", "--json").json()
+    vm = cli.ok("vm", "create", "a", "--storage", "0", "--machine", "q35", "--label", "tenant=t", "--label", "x=y", "--json").json()
     assert Path(vm["run_dir"]).is_relative_to(cli.root / "elsewhere")
     entries = cli.ok("ledger", "show", "--json").json()
     assert [entry["labels"] for entry in entries] == [{"tenant": "t"}]
@@ -251,7 +251,7 @@ def test_the_configuration_of_the_root_is_used(cli: Cli) -> None:
 def test_an_unwritable_ledger_is_said_on_stderr_and_json_stays_clean(cli: Cli) -> None:
     ledger = cli.root / "metering" / "ledger.jsonl"
     ledger.mkdir(parents=True)
-    ran = cli("vm", "create", "a", "--storage", "0", "--json")
+    ran = cli("vm", "create", "a", "--storage", "0", "--machine", "q35", "--json")
     assert ran.code == 0
     assert ran.json()["name"] == "a"
     assert "1 ledger entry is committed but not yet in the ledger" in ran.err
@@ -311,7 +311,7 @@ def test_version_and_completion(cli: Cli) -> None:
 
 def test_completion_makes_no_root(cli: Cli, tmp_path: Path) -> None:
     env = {"_COCOON_COMPLETE": "complete_bash", "COMP_WORDS": "cocoon vm rm x", "COMP_CWORD": "3"}
-    assert cli("", env=env | {"COCOON_ROOT": str(tmp_path / "none")}).out == ""
+    assert cli("", env=env | {"COCOON_ROOT": str(tmp_path / "none")}).out.strip() == ""
     assert not (tmp_path / "none").exists()
 
 

@@ -342,13 +342,13 @@ def machine(request: pytest.FixtureRequest, tmp_path: Path, real_guest: Guest) -
         disk.truncate(2 << 20)
     with (tmp_path / "ro.img").open("wb") as disk:
         disk.truncate(1 << 20)
-    device = {"microvm": "virtio-blk-device,bus=virtio-mmio-bus.{}", "q35": "virtio-blk-pci,addr={}"}[request.param]
+    device = {"microvm": "virtio-blk-device", "q35": "virtio-blk-pci"}[request.param]
     made = Machine(
         tmp_path,
         real_guest,
         request.param,
-        *("-drive", "if=none,id=d0,file=rw.img,format=raw", "-device", device.format(2) + ",drive=d0,serial=first"),
-        *("-drive", "if=none,id=d1,file=ro.img,format=raw,readonly=on", "-device", device.format(3) + ",drive=d1"),
+        *("-drive", "if=none,id=d0,file=rw.img,format=raw", "-device", f"{device},drive=d0,serial=first"),
+        *("-drive", "if=none,id=d1,file=ro.img,format=raw,readonly=on", "-device", f"{device},drive=d1"),
     )
     try:
         yield made

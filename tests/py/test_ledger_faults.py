@@ -122,7 +122,7 @@ def test_rubbish_behind_the_last_line_is_cut(tmp_root: Path, tail: bytes) -> Non
         with path.open("ab") as file:
             file.write(tail)
         make_vms(node, "b")
-        assert tail not in path.read_bytes()
+        assert len(path.read_bytes().splitlines()) == 2
         check_books(ledger_lines(tmp_root))
     check_node(tmp_root)
 
@@ -135,7 +135,7 @@ def test_a_deleted_ledger_is_begun_again_without_inventing(tmp_root: Path, caplo
     with caplog.at_level(logging.WARNING, "cocoon"), Node(tmp_root) as node:
         make_vms(node, "c")
         assert [line["seq"] for line in ledger_lines(tmp_root)] == [3]
-        assert any("1" in record.getMessage() and "2" in record.getMessage() for record in caplog.records)
+        assert any("entries up to 2 were in it" in record.getMessage() for record in caplog.records)
         findings = node.ledger.audit().findings
         assert [finding.code for finding in findings] == ["seq-gap"]
 

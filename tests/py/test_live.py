@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -51,8 +51,12 @@ BOOT = [("vm.storage.start", "boot"), ("vm.compute.start", "boot")]
 
 
 @pytest.fixture
-def backend(tmp_root: Path, guest: object) -> Backend:
-    return Node(tmp_root).backend("qemu")
+def backend(tmp_root: Path, guest: object) -> Iterator[Backend]:
+    with Node(tmp_root) as node:
+        yield node.backend("qemu")
+    with Node(tmp_root) as node:  # also when the test has closed the first one
+        for vm in node.vms():
+            node.backend("qemu").delete(vm.id, force=True)
 
 
 def kill_behind_the_back(backend: Backend, ref: str, wait_until: Wait) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -28,8 +28,12 @@ Rounds = Callable[[int], int]
 
 
 @pytest.fixture
-def backend(tmp_root: Path, guest: object) -> Backend:
-    return Node(tmp_root).backend("qemu")
+def backend(tmp_root: Path, guest: object) -> Iterator[Backend]:
+    with Node(tmp_root) as node:
+        yield node.backend("qemu")
+    with Node(tmp_root) as node:  # also when the test has closed the first one
+        for vm in node.vms():
+            node.backend("qemu").delete(vm.id, force=True)
 
 
 def is_ok(result: object) -> bool:

@@ -9,7 +9,7 @@ import pickle
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, timedelta
 from pathlib import Path
 from typing import Any
@@ -36,8 +36,9 @@ from cocoon import (
 
 
 @pytest.fixture
-def backend(tmp_root: Path) -> Backend:
-    return Node(tmp_root).backend("qemu")
+def backend(tmp_root: Path) -> Iterator[Backend]:
+    with Node(tmp_root) as node:
+        yield node.backend("qemu")
 
 
 # ------------------------------------------------------------------ what is asked for

@@ -13,18 +13,23 @@
 namespace cocoon::engine {
 namespace {
 
-// Takes back what a create that failed had made; nothing of it is in the ledger. Best effort: what is left when this
-// fails too is a placeholder, which rm and reconcile remove.
+// Takes back what a create that failed had made; nothing of it is in the ledger. What cannot be taken back does not
+// keep the rest: a placeholder that stays is removed by rm and reconcile.
 void roll_back(Node& node, const lifecycle::VmRecord& vm, OpLock& lock) noexcept {
-  try {
-    system::remove_tree(vm.run_dir);
-    system::remove_tree(vm.log_dir);
+  const auto attempt = [&](auto&& step) {
+    try {
+      step();
+    } catch (const std::exception& error) {
+      spdlog::warn("create {}: taking back what was made: {}", vm.config.name, error.what());
+    }
+  };
+  attempt([&] { system::remove_tree(vm.run_dir); });
+  attempt([&] { system::remove_tree(vm.log_dir); });
+  attempt([&] {
     if (const auto now = find_vm(node.store(), vm.id); now && now->state == lifecycle::VmState::kCreating)
       commit(node.store(), vm.id, lifecycle::RollbackCreate{});
     lock.retire();
-  } catch (const std::exception& error) {
-    spdlog::warn("create {}: taking back what was made failed: {}", vm.config.name, error.what());
-  }
+  });
 }
 
 }  // namespace
@@ -41,9 +46,9 @@ VmView Backend::create(const VmSpec& spec, system::Cancel& cancel) {
 
   // The lock says that the placeholder has an owner. Die before it is reserved: an empty lock file, reused by nobody.
   OpLock lock(*node_, id, cancel);
-  // 1. The name is taken. Die here: a placeholder whose lock is free; rm and reconcile remove it.
-  commit(node_->store(), id, lifecycle::Reserve{.record = vm});
   try {
+    // 1. The name is taken. Die here: a placeholder whose lock is free; rm and reconcile remove it.
+    commit(node_->store(), id, lifecycle::Reserve{.record = vm});
     // 2. Folders and disks. Die here: the same placeholder, with folders that go with it.
     system::make_private_dirs(vm.run_dir);
     system::make_private_dirs(vm.log_dir);
