@@ -203,6 +203,24 @@ TEST_F(LedgerReaderTest, TablesPassBadLinesOver) {
   EXPECT_TRUE(table.columns()[2].is_null(0));
 }
 
+TEST_F(LedgerReaderTest, WhatTheCheckThrowsEndsTheReading) {
+  std::string text;
+  for (std::uint64_t seq = 1; seq <= 20'000; ++seq) {
+    text += line_of(seq);
+  }
+  const Files files = {put("a.jsonl", text)};
+  std::uint64_t read = 0;
+  int checks = 0;
+  const auto check = [&] {
+    if (++checks == 3) throw Cancelled();
+  };
+  EXPECT_THROW(for_each_entry(
+                   files, [&](PlacedEntry&&) { ++read; }, check),
+               Cancelled);
+  EXPECT_GT(read, 0U);
+  EXPECT_LT(read, 20'000U);
+}
+
 TEST_F(LedgerReaderTest, EntriesTableHoldsEveryField) {
   Entry entry = test::vm_entry(Kind::kVmComputeStart, "v", 123'456'789);
   entry.labels = {{"a", "1"}};

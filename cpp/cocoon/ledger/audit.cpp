@@ -59,7 +59,7 @@ class Auditor {
  public:
   explicit Auditor(const Files& files);
 
-  AuditReport run();
+  AuditReport run(const Check& check);
 
  private:
   // One node's ledger: the files of one folder.
@@ -325,8 +325,9 @@ void Auditor::finish() {
   });
 }
 
-AuditReport Auditor::run() {
-  EntryReader reader(files_, [this](const BadLine& bad) { look_at(bad); });
+AuditReport Auditor::run(const Check& check) {
+  EntryReader reader(
+      files_, [this](const BadLine& bad) { look_at(bad); }, check);
   PlacedEntry placed;
   while (reader.next(placed)) {
     look_at(placed);
@@ -359,6 +360,6 @@ std::string_view to_string(Code code) {
   return {};
 }
 
-AuditReport audit(const Files& files) { return Auditor(files).run(); }
+AuditReport audit(const Files& files, const Check& check) { return Auditor(files).run(check); }
 
 }  // namespace cocoon::ledger

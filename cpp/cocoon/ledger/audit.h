@@ -56,6 +56,6 @@ struct AuditReport {
 // One pass. The files of one folder are one node's ledger: their seq goes on from file to file, from 1.
 // Memory: open intervals, findings, and 8 to 16 bytes per removed id and per snapshot.
 // Errors   LedgerError: a file cannot be read.
-AuditReport audit(const Files& files);
+AuditReport audit(const Files& files, const Check& check = {});
 
 }  // namespace cocoon::ledger

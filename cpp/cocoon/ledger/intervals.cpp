@@ -213,10 +213,11 @@ void Pairer::finish(std::int64_t until_ns) {
   }
 }
 
-std::vector<Interval> read_intervals(const Files& files, CrashEnd crash, std::int64_t until_ns) {
+std::vector<Interval> read_intervals(const Files& files, CrashEnd crash, std::int64_t until_ns, const Check& check) {
   std::vector<Interval> intervals;
   Pairer pairer(crash, [&](Interval&& interval) { intervals.push_back(std::move(interval)); });
-  for_each_entry(files, [&](PlacedEntry&& placed) { pairer.add(placed.entry); });
+  for_each_entry(
+      files, [&](PlacedEntry&& placed) { pairer.add(placed.entry); }, check);
   pairer.finish(until_ns);
   std::sort(intervals.begin(), intervals.end(),
             [](const Interval& a, const Interval& b) { return a.ordinal < b.ordinal; });

@@ -104,6 +104,7 @@ class Pairer {
 
 // All intervals, in the order of their starts.
 // Errors   LedgerError. Bad lines are passed over, as in for_each_entry.
-std::vector<Interval> read_intervals(const Files& files, CrashEnd crash, std::int64_t until_ns);
+std::vector<Interval> read_intervals(const Files& files, CrashEnd crash, std::int64_t until_ns,
+                                     const Check& check = {});
 
 }  // namespace cocoon::ledger

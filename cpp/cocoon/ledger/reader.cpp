@@ -27,7 +27,8 @@ constexpr std::size_t kLongestLine = std::size_t{16} << 20;
 
 }  // namespace
 
-LineReader::LineReader(std::shared_ptr<const Files> files) : files_(std::move(files)), block_(kBlock) {}
+LineReader::LineReader(std::shared_ptr<const Files> files, Check check)
+    : files_(std::move(files)), check_(std::move(check)), block_(kBlock) {}
 
 LineReader::~LineReader() { close(); }
 
@@ -61,6 +62,9 @@ bool LineReader::open_next() {
 
 // More of the open file behind what is there. False at its end.
 bool LineReader::fill() {
+  if (check_) {
+    check_();
+  }
   if (begin_ > 0) {
     std::memmove(block_.data(), block_.data() + begin_, end_ - begin_);
     scanned_ -= begin_;
@@ -148,8 +152,8 @@ std::string describe(const BadLine& bad) {
   return fmt::format("{}: {}", describe(bad.line.at), why);
 }
 
-EntryReader::EntryReader(std::shared_ptr<const Files> files, OnBad on_bad)
-    : lines_(std::move(files)), on_bad_(std::move(on_bad)) {}
+EntryReader::EntryReader(std::shared_ptr<const Files> files, OnBad on_bad, Check check)
+    : lines_(std::move(files), std::move(check)), on_bad_(std::move(on_bad)) {}
 
 bool EntryReader::next(PlacedEntry& placed) {
   Line line;
@@ -172,14 +176,15 @@ bool EntryReader::next(PlacedEntry& placed) {
   return false;
 }
 
-void for_each_entry(const Files& files, const std::function<void(PlacedEntry&& placed)>& visit) {
+void for_each_entry(const Files& files, const std::function<void(PlacedEntry&& placed)>& visit, const Check& check) {
   std::uint64_t bad_lines = 0;
   std::string first;
-  EntryReader reader(std::make_shared<const Files>(files), [&](const BadLine& bad) {
+  const auto count = [&](const BadLine& bad) {
     if (++bad_lines == 1) {
       first = describe(bad);
     }
-  });
+  };
+  EntryReader reader(std::make_shared<const Files>(files), count, check);
   PlacedEntry placed;
   while (reader.next(placed)) {
     visit(std::move(placed));

@@ -19,6 +19,9 @@ namespace cocoon::ledger {
 
 using Files = std::vector<std::filesystem::path>;
 
+// Asked before each block of a file is read; what it throws ends the reading. May be empty.
+using Check = std::function<void()>;
+
 // What a caller names, as files in reading order: a file is itself; a folder is its *.jsonl, the rotated parts
 // (name.<first>-<last>.jsonl) by their first seq before the current file; anything else is a glob pattern, in the same
 // order. A file that is named twice is read once.
@@ -42,7 +45,7 @@ struct Line {
 
 class LineReader {
  public:
-  explicit LineReader(std::shared_ptr<const Files> files);
+  explicit LineReader(std::shared_ptr<const Files> files, Check check = {});
   ~LineReader();
   LineReader(const LineReader&) = delete;
   LineReader& operator=(const LineReader&) = delete;
@@ -57,6 +60,7 @@ class LineReader {
   void close();
 
   std::shared_ptr<const Files> files_;
+  Check check_;
   std::size_t next_file_ = 0;
   int fd_ = -1;
   std::vector<char> block_;
@@ -85,7 +89,7 @@ class EntryReader {
   using OnBad = std::function<void(const BadLine& bad)>;
 
   // Lines that are no entries go to `on_bad`. Without it next() throws at each, and the call after that goes on behind it.
-  explicit EntryReader(std::shared_ptr<const Files> files, OnBad on_bad = {});
+  explicit EntryReader(std::shared_ptr<const Files> files, OnBad on_bad = {}, Check check = {});
 
   // False at the end.
   // Errors   LedgerError, as LineReader, and at a bad line without on_bad: names file, line and offset.
@@ -98,6 +102,7 @@ class EntryReader {
 
 // Reads every entry of the files. Lines that are none are passed over, and counted in one warning of the log: the audit
 // reports each.
-void for_each_entry(const Files& files, const std::function<void(PlacedEntry&& placed)>& visit);
+void for_each_entry(const Files& files, const std::function<void(PlacedEntry&& placed)>& visit,
+                    const Check& check = {});
 
 }  // namespace cocoon::ledger

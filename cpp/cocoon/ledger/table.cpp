@@ -101,7 +101,7 @@ void Column::add_some(std::string_view value) {
   }
 }
 
-Table entries_table(const Files& files) {
+Table entries_table(const Files& files, const Check& check) {
   using Type = ColumnType;
   auto columns = make_columns({{"kind", Type::kText}, {"vm_id", Type::kText}, {"snapshot_id", Type::kText},
                                {"source_snapshot_id", Type::kText}, {"reason", Type::kText},
@@ -112,7 +112,7 @@ Table entries_table(const Files& files) {
                                {"ended_uptime_ns", Type::kInteger}, {"evidence", Type::kText},
                                {"alive_until", Type::kTime}, {"boot_id", Type::kText},
                                {"uptime_ns", Type::kInteger}});
-  for_each_entry(files, [&](PlacedEntry&& placed) {
+  const auto add = [&](PlacedEntry&& placed) {
     const Entry& e = placed.entry;
     Row(columns)
         .text(to_string(e.kind)).text(e.vm_id).text(e.snapshot_id).text(e.source_snapshot_id).reason(e.reason)
@@ -120,11 +120,12 @@ Table entries_table(const Files& files) {
         .integer(e.emitted_at_ns).integer(e.emitted_at_ns).some(e.seq).some(e.interval).labels(e.labels)
         .some(e.ended_at_ns).some(e.ended_uptime_ns).text(e.evidence).some(e.alive_until_ns).text(e.boot_id)
         .some(e.uptime_ns);
-  });
+  };
+  for_each_entry(files, add, check);
   return Table(std::move(columns));
 }
 
-Table intervals_table(const Files& files, std::int64_t until_ns) {
+Table intervals_table(const Files& files, std::int64_t until_ns, const Check& check) {
   using Type = ColumnType;
   auto columns = make_columns({{"id", Type::kText}, {"kind", Type::kText}, {"hypervisor", Type::kText},
                                {"cpu", Type::kInteger}, {"mem_bytes", Type::kInteger},
@@ -132,7 +133,7 @@ Table intervals_table(const Files& files, std::int64_t until_ns) {
                                {"start_reason", Type::kText}, {"stop_reason", Type::kText},
                                {"source_snapshot_id", Type::kText}, {"length_ns", Type::kInteger},
                                {"open", Type::kBoolean}, {"length_from", Type::kText}});
-  for (const Interval& i : read_intervals(files, CrashEnd::kEnded, until_ns)) {
+  for (const Interval& i : read_intervals(files, CrashEnd::kEnded, until_ns, check)) {
     Row(columns)
         .text(i.id).text(to_string(i.dimension)).text(i.hypervisor).integer(i.shape.cpu).integer(i.shape.mem_bytes)
         .integer(i.shape.storage_bytes).integer(i.start_ns).some(i.stop_ns).reason(i.start_reason)
@@ -142,8 +143,8 @@ Table intervals_table(const Files& files, std::int64_t until_ns) {
   return Table(std::move(columns));
 }
 
-Table usage_table(const Files& files, const UsageQuery& query, std::int64_t now_ns) {
-  const std::vector<UsageRow> rows = read_usage(files, query, now_ns);
+Table usage_table(const Files& files, const UsageQuery& query, std::int64_t now_ns, const Check& check) {
+  const std::vector<UsageRow> rows = read_usage(files, query, now_ns, check);
   std::vector<Column> columns;
   for (const std::string& name : query.by) {
     columns.emplace_back(name, ColumnType::kText);

@@ -80,8 +80,8 @@ class Table {
 };
 
 // Errors   LedgerError; InvalidArgument of the usage query. Bad lines are passed over, as in for_each_entry.
-Table entries_table(const Files& files);
-Table intervals_table(const Files& files, std::int64_t until_ns);
-Table usage_table(const Files& files, const UsageQuery& query, std::int64_t now_ns);
+Table entries_table(const Files& files, const Check& check = {});
+Table intervals_table(const Files& files, std::int64_t until_ns, const Check& check = {});
+Table usage_table(const Files& files, const UsageQuery& query, std::int64_t now_ns, const Check& check = {});
 
 }  // namespace cocoon::ledger

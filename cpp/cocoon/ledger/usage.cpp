@@ -164,10 +164,11 @@ std::vector<UsageRow> Usage::rows() const {
   return rows;
 }
 
-std::vector<UsageRow> read_usage(const Files& files, const UsageQuery& query, std::int64_t now_ns) {
+std::vector<UsageRow> read_usage(const Files& files, const UsageQuery& query, std::int64_t now_ns, const Check& check) {
   Usage usage(query, now_ns);
   Pairer pairer(query.crash, [&](Interval&& interval) { usage.add(interval); });
-  for_each_entry(files, [&](PlacedEntry&& placed) { pairer.add(placed.entry); });
+  for_each_entry(
+      files, [&](PlacedEntry&& placed) { pairer.add(placed.entry); }, check);
   pairer.finish(usage.until_ns());
   return usage.rows();
 }

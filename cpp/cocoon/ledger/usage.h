@@ -65,6 +65,7 @@ class Usage {
 };
 
 // Errors   InvalidArgument; LedgerError. Bad lines are passed over, as in for_each_entry.
-std::vector<UsageRow> read_usage(const Files& files, const UsageQuery& query, std::int64_t now_ns);
+std::vector<UsageRow> read_usage(const Files& files, const UsageQuery& query, std::int64_t now_ns,
+                                 const Check& check = {});
 
 }  // namespace cocoon::ledger

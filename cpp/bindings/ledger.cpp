@@ -1,0 +1,300 @@
+// Ledger, its iterators, Finding and AuditReport in Python.
+
+#include <algorithm>
+#include <chrono>
+#include <deque>
+#include <exception>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <fmt/format.h>
+#include <pybind11/stl.h>
+#include <pybind11/typing.h>
+
+#include "bindings/bind.h"
+#include "bindings/support.h"
+#include "bindings/table.h"
+#include "bindings/values.h"
+#include "cocoon/ledger/audit.h"
+#include "cocoon/ledger/follow.h"
+#include "cocoon/ledger/reader.h"
+#include "cocoon/ledger/table.h"
+#include "cocoon/ledger/usage.h"
+
+namespace cocoon::bindings {
+namespace {
+
+using namespace py::literals;
+using ledger::AuditReport;
+using ledger::Files;
+using ledger::Finding;
+using ledger::Table;
+using metering::Entry;
+
+// What the caller named; looked up anew at each reading.
+struct PyLedger {
+  std::vector<std::string> paths;
+};
+
+ledger::Check check_of(system::Cancel& cancel) {
+  return [&cancel] { cancel.check(); };
+}
+
+// One thread at a time, as Python's generators: the GIL is released while a batch is read.
+class Busy {
+ public:
+  explicit Busy(bool& busy) : busy_(busy) {
+    if (busy_) {
+      throw py::value_error("the iterator is being advanced by another thread");
+    }
+    busy_ = true;
+  }
+  ~Busy() { busy_ = false; }
+  Busy(const Busy&) = delete;
+  Busy& operator=(const Busy&) = delete;
+
+ private:
+  bool& busy_;
+};
+
+// Reads in batches, so that the GIL changes hands once per batch and not once per entry.
+class EntryIterator {
+ public:
+  explicit EntryIterator(const PyLedger& source)
+      : files_(std::make_shared<const Files>(
+            blocking([&](system::Cancel&) { return ledger::find_files(source.paths); }))),
+        reader_(files_) {}
+
+  Entry next() {
+    const Busy busy(busy_);
+    if (batch_.empty() && !failure_) {
+      blocking([&](system::Cancel& cancel) { fill(cancel); });
+    }
+    if (!batch_.empty()) {
+      Entry entry = std::move(batch_.front());
+      batch_.pop_front();
+      return entry;
+    }
+    if (failure_) {
+      std::rethrow_exception(std::exchange(failure_, nullptr));
+    }
+    throw py::stop_iteration();
+  }
+
+ private:
+  void fill(system::Cancel& cancel) {
+    constexpr std::size_t kBatch = 256;
+    cancel.check();
+    try {
+      ledger::PlacedEntry placed;
+      while (batch_.size() < kBatch && reader_.next(placed)) {
+        batch_.push_back(std::move(placed.entry));
+      }
+    } catch (const LedgerError&) {
+      failure_ = std::current_exception();  // raised where its line comes, behind the entries before it
+    }
+  }
+
+  std::shared_ptr<const Files> files_;
+  ledger::EntryReader reader_;
+  std::deque<Entry> batch_;
+  std::exception_ptr failure_;
+  bool busy_ = false;
+};
+
+class FollowIterator {
+ public:
+  FollowIterator(std::vector<std::string> paths, bool from_start, std::chrono::nanoseconds poll)
+      : follower_(std::move(paths), from_start), poll_(poll) {}
+
+  Entry next() {
+    const Busy busy(busy_);
+    return blocking([&](system::Cancel& cancel) {
+      for (;;) {
+        if (auto entry = follower_.poll()) {
+          return *std::move(entry);
+        }
+        system::pause_for(poll_, cancel);
+        cancel.check();
+      }
+    });
+  }
+
+ private:
+  ledger::Follower follower_;
+  std::chrono::nanoseconds poll_;
+  bool busy_ = false;
+};
+
+PyLedger make_ledger(const py::args& paths) {
+  PyLedger made;
+  for (const auto& path : paths) {
+    made.paths.push_back(from_path("path", path));
+  }
+  if (made.paths.empty()) {
+    throw InvalidArgument("paths: none, allowed: one or more files, folders or globs");
+  }
+  return made;
+}
+
+// read(files, check) without the GIL.
+template <typename Read>
+auto reading(const PyLedger& source, Read&& read) {
+  return blocking([&](system::Cancel& cancel) {
+    const ledger::Check check = check_of(cancel);
+    return read(ledger::find_files(source.paths), check);
+  });
+}
+
+Table intervals(const PyLedger& source, const py::object& until) {
+  const std::int64_t until_ns = to_optional_time("until", until).value_or(now_ns());
+  return reading(source, [&](const Files& files, const ledger::Check& check) {
+    return ledger::intervals_table(files, until_ns, check);
+  });
+}
+
+Table usage(const PyLedger& source, const py::object& by, const py::object& since, const py::object& until,
+            const py::object& every, const py::object& crash) {
+  ledger::UsageQuery query;
+  if (py::isinstance<py::str>(by) || !py::isinstance<py::iterable>(by)) {
+    throw InvalidArgument(fmt::format("by: {}, allowed: a sequence of str", std::string(py::repr(by))));
+  }
+  query.by.clear();
+  for (const auto& part : by) {
+    query.by.push_back(to_text("by", part));
+  }
+  query.since_ns = to_optional_time("since", since);
+  query.until_ns = to_optional_time("until", until);
+  if (!every.is_none()) {
+    query.every_ns = to_duration("every", every);
+  }
+  query.crash = ledger::parse_crash_end(to_text("crash", crash));
+  return reading(source, [&](const Files& files, const ledger::Check& check) {
+    return ledger::usage_table(files, query, now_ns(), check);
+  });
+}
+
+py::typing::Iterator<Entry> follow(const PyLedger& source, const py::object& poll, bool from_start) {
+  // Followed oftener than this, a quiet ledger would only cost.
+  const std::int64_t poll_ns = std::max<std::int64_t>(to_duration("poll", poll), 1'000'000);
+  auto iterator = blocking([&](system::Cancel&) {
+    return std::make_unique<FollowIterator>(source.paths, from_start, std::chrono::nanoseconds(poll_ns));
+  });
+  return py::cast(std::move(iterator));
+}
+
+std::string quoted_paths(const PyLedger& source) {
+  std::string paths;
+  for (const std::string& path : source.paths) {
+    paths += fmt::format("{}{}", paths.empty() ? "" : ", ", std::string(py::repr(py::str(to_path(path)))));
+  }
+  return paths;
+}
+
+std::string ledger_html(const PyLedger& source) {
+  const Table table = intervals(source, py::none());
+  return fmt::format("<p>Ledger {}: {} intervals</p>{}", escape_html(quoted_paths(source)), table.rows(),
+                     to_html(table));
+}
+
+std::string audit_html(const AuditReport& report) {
+  constexpr std::size_t kShown = 50;
+  std::string html = fmt::format("<p>{} entries: {}</p>", report.entries,
+                                 report.ok() ? "nothing found" : fmt::format("{} findings", report.findings.size()));
+  if (report.ok()) {
+    return html;
+  }
+  html += "<table><thead><tr><th>code</th><th>line</th><th>offset</th><th>seq</th><th>vm_id</th><th>snapshot_id</th>"
+          "<th>message</th></tr></thead><tbody>";
+  const auto number = [](const std::optional<std::uint64_t>& n) { return n ? std::to_string(*n) : std::string(); };
+  for (std::size_t i = 0; i < std::min(report.findings.size(), kShown); ++i) {
+    const Finding& f = report.findings[i];
+    html += fmt::format("<tr><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>",
+                        to_string(f.code), number(f.line), number(f.offset), number(f.seq), escape_html(f.vm_id),
+                        escape_html(f.snapshot_id), escape_html(f.message));
+  }
+  html += "</tbody></table>";
+  if (report.findings.size() > kShown) {
+    html += fmt::format("<p>{} of {} findings</p>", kShown, report.findings.size());
+  }
+  return html;
+}
+
+void bind_audit(py::module_& m) {
+  py::class_<Finding>(m, "Finding", "One thing that is wrong with a ledger, and where.")
+      .def_property_readonly("code", [](const Finding& f) { return std::string(to_string(f.code)); })
+      .def_property_readonly("file", [](const Finding& f) { return to_path(f.file); })
+      .def_readonly("line", &Finding::line, "From 1, in its file.")
+      .def_readonly("offset", &Finding::offset, "Of the line's first byte.")
+      .def_readonly("seq", &Finding::seq)
+      .def_readonly("vm_id", &Finding::vm_id)
+      .def_readonly("snapshot_id", &Finding::snapshot_id)
+      .def_readonly("message", &Finding::message)
+      .def("__repr__", [](const Finding& f) {
+        return fmt::format("<Finding {} at line {}: {}>", to_string(f.code), f.line.value_or(0), f.message);
+      });
+  py::class_<AuditReport>(m, "AuditReport", "What the audit of a ledger found.")
+      .def_property_readonly("ok", &AuditReport::ok, "Nothing was found.")
+      .def_readonly("entries", &AuditReport::entries, "Well-formed lines.")
+      .def_property_readonly("findings", [](const AuditReport& r) { return r.findings; }, "In the order of the lines.")
+      .def("_repr_html_", [](const AuditReport& r) { return audit_html(r); })
+      .def("__repr__", [](const AuditReport& r) {
+        return fmt::format("<AuditReport of {} entries: {} findings>", r.entries, r.findings.size());
+      });
+}
+
+template <typename Iterator>
+void bind_iterator(py::module_& m, const char* name) {
+  py::class_<Iterator>(m, name)
+      .def("__iter__", [](const py::object& self) { return self; })
+      .def("__next__", &Iterator::next);
+}
+
+}  // namespace
+
+void bind_ledger(py::module_& m) {
+  bind_table(m);
+  bind_audit(m);
+  bind_iterator<EntryIterator>(m, "_EntryIterator");
+  bind_iterator<FollowIterator>(m, "_FollowIterator");
+  py::class_<PyLedger>(m, "Ledger", R"(The usage ledger in these files, folders or globs. Nothing is read yet.
+
+Tables pass over lines that are no entries, with one warning; iterating raises LedgerError at each, naming file, line
+and offset, and may go on; ``audit`` reports them.
+Raises LedgerError from each reading: nothing is there, or it cannot be read.)")
+      .def(py::init(&make_ledger))
+      .def("__iter__",
+           [](const PyLedger& source) -> py::typing::Iterator<Entry> {
+             return py::cast(std::make_unique<EntryIterator>(source));
+           })
+      .def("entries",
+           [](const PyLedger& source) {
+             return reading(source, [](const Files& files, const ledger::Check& check) {
+               return ledger::entries_table(files, check);
+             });
+           })
+      .def("intervals", &intervals, py::kw_only(), "until"_a = py::none(),
+           "Starts and stops paired, in the order of the starts. Open ones count up to ``until``, or to now.")
+      .def("usage", &usage, py::kw_only(), "by"_a = py::make_tuple("vm_id"), "since"_a = py::none(),
+           "until"_a = py::none(), "every"_a = py::none(), "crash"_a = "ended",
+           R"(Sums over [since, until), by any of vm_id, snapshot_id, hypervisor, kind, reason (of the start), label:KEY.
+
+``every``: in buckets that begin at its multiples since the epoch. ``crash``: up to when a crashed VM counts.
+Raises InvalidArgument.)")
+      .def("audit",
+           [](const PyLedger& source) {
+             return reading(source, [](const Files& files, const ledger::Check& check) {
+               return ledger::audit(files, check);
+             });
+           },
+           "What is wrong with the ledger, each fault once.")
+      .def("follow", &follow, py::kw_only(), "poll"_a = 0.5, "from_start"_a = false,
+           "New entries as they are appended, for ever; ``from_start``: after all that are there.")
+      .def("_repr_html_", [](const PyLedger& source) { return ledger_html(source); })
+      .def("__repr__", [](const PyLedger& source) { return fmt::format("Ledger({})", quoted_paths(source)); });
+}
+
+}  // namespace cocoon::bindings
