@@ -1,5 +1,8 @@
 #include "cocoon/vmm/driver.h"
 
+#include <algorithm>
+#include <array>
+
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
@@ -7,13 +10,32 @@
 #include "cocoon/vmm/qemu.h"
 
 namespace cocoon::vmm {
+namespace {
 
-std::vector<std::string_view> hypervisors() { return {"qemu"}; }
+struct Known {
+  std::string_view name;
+  std::unique_ptr<Driver> (*make)();
+};
+
+constexpr std::array<Known, 1> kKnown{{
+    {"qemu", [] { return std::unique_ptr<Driver>(std::make_unique<Qemu>()); }},
+}};
+
+}  // namespace
+
+std::vector<std::string_view> hypervisors() {
+  std::vector<std::string_view> names;
+  for (const Known& known : kKnown) names.push_back(known.name);
+  return names;
+}
 
 std::unique_ptr<Driver> make_driver(std::string_view hypervisor) {
-  if (hypervisor == "qemu") return std::make_unique<Qemu>();
-  throw InvalidArgument(
-      fmt::format("hypervisor: '{}', allowed: {}", hypervisor, fmt::join(hypervisors(), ", ")));
+  const auto* found = std::find_if(kKnown.begin(), kKnown.end(), [&](const Known& k) { return k.name == hypervisor; });
+  if (found == kKnown.end()) {
+    throw InvalidArgument(
+        fmt::format("hypervisor: '{}' is not known, allowed: {}", hypervisor, fmt::join(hypervisors(), ", ")));
+  }
+  return found->make();
 }
 
 }  // namespace cocoon::vmm

@@ -62,8 +62,7 @@ class Driver {
   virtual void request_power_off(const lifecycle::VmRecord& vm, std::chrono::milliseconds timeout,
                                  system::Cancel& cancel) const = 0;
   // Ends the VMM in its own orderly way (disks flushed); returns when it was asked.
-  virtual void quit(const lifecycle::VmRecord& vm, std::chrono::milliseconds timeout,
-                    system::Cancel& cancel) const = 0;
+  virtual void quit(const lifecycle::VmRecord& vm, std::chrono::milliseconds timeout, system::Cancel& cancel) const = 0;
 };
 
 // One per hypervisor name. Errors InvalidArgument naming the known ones.

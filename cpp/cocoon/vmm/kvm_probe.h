@@ -1,17 +1,25 @@
 #pragma once
-// Does KVM really run guests here? The device's existence does not say: where KVM is itself emulated, a guest's
-// instructions are interpreted, and an ordinary kernel dies or crawls.
+// Whether KVM here really runs guests. /dev/kvm proves nothing: there are hosts whose KVM emulates the guest's
+// instructions in software, a thousand times slower than TCG's translation, and wrong in places.
 
+#include <chrono>
 #include <string>
+
+#include "cocoon/system/file.h"
 
 namespace cocoon::vmm {
 
 struct KvmStatus {
   bool usable = false;
-  std::string reason;  // why, or why not, in a sentence
+  std::string reason;  // why not, or what was measured: for people
 };
 
-// Runs a tiny real-mode guest and takes the time. Cached for the process. Blocks up to some tens of milliseconds, once.
+// Runs a tiny guest through KVM's own interface and times it.
+// Blocks   a few ms on hardware; at most a little more than `give_up`, when a run that does not end is interrupted.
+KvmStatus probe_kvm(const system::Path& device = "/dev/kvm",
+                    std::chrono::milliseconds give_up = std::chrono::milliseconds(250));
+
+// probe_kvm() of this host, made once per process.
 const KvmStatus& kvm_status();
 
 }  // namespace cocoon::vmm

@@ -1,184 +1,231 @@
 #include "cocoon/vmm/qemu.h"
 
 #include <algorithm>
+#include <array>
+#include <filesystem>
+#include <fstream>
+#include <map>
+#include <mutex>
+#include <string>
+#include <system_error>
+#include <utility>
 
 #include <fmt/format.h>
-#include <nlohmann/json.hpp>
 
 #include "cocoon/error.h"
+#include "cocoon/vmm/host_tsc.h"
 #include "cocoon/vmm/kvm_probe.h"
 #include "cocoon/vmm/qmp.h"
 
 namespace cocoon::vmm {
 namespace {
 
-using lifecycle::VmConfig;
 using lifecycle::VmRecord;
+using std::chrono::milliseconds;
+using system::Cancel;
 using system::Path;
 
-constexpr std::string_view kApiSocket = "qmp.sock";
-constexpr std::string_view kConsoleSocket = "console.sock";
-constexpr std::int64_t kMiB = 1 << 20;
-constexpr std::int64_t kMaxCpu = 288;       // of both machines, see `-machine help` and KVM's limit
-constexpr std::int64_t kMinMemory = 4 * kMiB;  // less, and the firmware itself does not fit
+struct RunState {
+  std::string_view name;
+  GuestState meaning;
+};
 
-// Under TCG on a busy host the kernel can hang while it calibrates its timers against each other: it is told not to.
-constexpr std::string_view kTcgMicrovmCmdline = "no_timer_check tsc_early_khz=2500000 lpj=5000000";
+// QEMU's RunState, qapi/run-state.json.
+constexpr std::array<RunState, 16> kRunStates{{
+    {"prelaunch", GuestState::kNotBooted},  // -S, and nobody has said "cont"
+    {"inmigrate", GuestState::kNotBooted},  // -incoming
+    {"running", GuestState::kRunning},
+    {"suspended", GuestState::kRunning},  // the guest's own sleep: it wakes by itself
+    {"paused", GuestState::kPaused},
+    {"debug", GuestState::kPaused},
+    {"io-error", GuestState::kPaused},  // a disk of the host is full: "cont" tries again
+    {"watchdog", GuestState::kPaused},
+    {"save-vm", GuestState::kPaused},
+    {"restore-vm", GuestState::kPaused},
+    {"finish-migrate", GuestState::kPaused},
+    {"postmigrate", GuestState::kPaused},
+    {"colo", GuestState::kPaused},
+    {"shutdown", GuestState::kEnded},
+    {"guest-panicked", GuestState::kEnded},
+    {"internal-error", GuestState::kEnded},  // KVM gave up: only a reset would help
+}};
 
-bool is_microvm(const VmConfig& config) { return config.machine.empty() || config.machine == "microvm"; }
-
-bool uses_kvm(const VmConfig& config) {
-  if (config.accelerator == "kvm") return true;
-  return config.accelerator.empty() && kvm_status().usable;
-}
-
-// In QEMU's option lists a comma ends a value; a doubled one is a comma.
-std::string escaped(std::string_view value) {
-  std::string text;
-  for (const char c : value) {
-    text += c;
-    if (c == ',') text += ',';
+// A QEMU built without seccomp refuses -sandbox with words that no other one contains, and there is no other way of
+// asking it than to run it (30 ms at each start). Unknown words: -sandbox is given, and QEMU's refusal is in its log.
+bool contains_no_sandbox(const Path& binary) {
+  constexpr std::string_view kWords = "-sandbox support is not enabled in this QEMU";
+  std::ifstream file(binary, std::ios::binary);
+  std::string piece(1 << 20, '\0');
+  for (std::size_t kept = 0; file;) {
+    file.read(piece.data() + kept, static_cast<std::streamsize>(piece.size() - kept));
+    const std::string_view seen(piece.data(), kept + static_cast<std::size_t>(file.gcount()));
+    if (seen.find(kWords) != std::string_view::npos) return true;
+    kept = std::min(seen.size(), kWords.size() - 1);
+    piece.replace(0, kept, seen.substr(seen.size() - kept));
   }
-  return text;
+  return false;
 }
 
-// Files of the run dir by their name alone, so that the VM does not depend on where its run dir lies.
-std::string name_in(const VmRecord& vm, const std::string& path) {
-  const Path file(path);
-  return escaped(file.parent_path() == Path(vm.run_dir) ? file.filename().string() : path);
+bool knows_sandbox(const Path& binary) {
+  static std::mutex mutex;
+  static std::map<std::pair<Path, std::filesystem::file_time_type>, bool> known;  // guarded by mutex
+  std::error_code error;
+  const auto changed = std::filesystem::last_write_time(binary, error);
+  if (error) return true;  // it cannot be started either
+  const std::lock_guard lock(mutex);
+  const auto [entry, is_new] = known.try_emplace({binary, changed}, true);
+  if (is_new) entry->second = !contains_no_sandbox(binary);
+  return entry->second;
 }
 
-std::string kernel_line(const VmConfig& config, bool kvm) {
-  auto line = config.cmdline;
-  const auto add = [&](std::string_view words) { line += fmt::format("{}{}", line.empty() ? "" : " ", words); };
-  if (line.find("console=") == std::string::npos) add("console=ttyS0");
-  if (!kvm && is_microvm(config) && line.find("tsc_early_khz=") == std::string::npos) add(kTcgMicrovmCmdline);
-  return line;
+// One text member of what a query returns.
+std::string query(Qmp& qmp, std::string_view command, const char* member) {
+  const nlohmann::json answer = qmp.execute(command);
+  const auto found = answer.find(member);
+  if (found == answer.end() || !found->is_string()) {
+    throw VmmError(fmt::format("QMP: '{}' returned no {}", command, member), 0, answer.dump());
+  }
+  return found->get<std::string>();
 }
 
-void refuse(std::string_view what, const std::string& value, std::string_view allowed) {
-  throw InvalidArgument(fmt::format("{}: {}, allowed with qemu: {}", what, value, allowed));
+std::string status_of(Qmp& qmp) { return query(qmp, "query-status", "status"); }
+
+GuestState meaning_of(const std::string& status) {
+  for (const RunState& state : kRunStates) {
+    if (state.name == status) return state.meaning;
+  }
+  throw VmmError(fmt::format("QMP: 'query-status' returned '{}', which is not known", status), 0, status);
 }
 
-std::string status_of(const VmRecord& vm, Qmp& qmp) {
-  const auto status = qmp.call("query-status");
-  if (!status.is_object() || !status.contains("status") || !status["status"].is_string())
-    throw VmmError(fmt::format("QMP query-status of {}: no status", vm.config.name), 0, status.dump());
-  return status["status"].get<std::string>();
+// "boot web-1: QMP: …": which VM was asked for what. The classes and their facts stay.
+template <typename Body>
+auto about(std::string_view what, const VmRecord& vm, Body&& body) {
+  const auto message = [&](const VmmError& error) {
+    return fmt::format("{} {}: {}", what, vm.config.name, error.what());
+  };
+  try {
+    return body();
+  } catch (const VmmTimeout& error) {
+    throw VmmTimeout(message(error), error.status, error.body, error.log_tail);
+  } catch (const VmmError& error) {
+    throw VmmError(message(error), error.status, error.body, error.log_tail);
+  }
+}
+
+[[noreturn]] void refuse(const std::string& status) {
+  throw VmmError(fmt::format("the guest is not running (QEMU says '{}')", status), 0, status);
 }
 
 }  // namespace
 
-void Qemu::check(const VmConfig& config) const {
-  if (!is_microvm(config) && config.machine != "q35") refuse("machine", config.machine, "microvm, q35");
-  if (!config.accelerator.empty() && config.accelerator != "kvm" && config.accelerator != "tcg")
-    refuse("accelerator", config.accelerator, "kvm, tcg, or nothing for whatever runs guests here");
-  if (config.cpu > kMaxCpu) refuse("cpu", fmt::format("{}", config.cpu), fmt::format("1 to {}", kMaxCpu));
-  if (config.mem_bytes < kMinMemory || config.mem_bytes % kMiB != 0)
-    refuse("memory", fmt::format("{} bytes", config.mem_bytes), "4 MiB or more, in whole MiB");
-  if (config.kernel.empty() && !config.initrd.empty())
-    refuse("initrd", config.initrd, "only together with a kernel");
+Qemu::Qemu(std::function<QemuHost(const Path&)> host) : host_(std::move(host)) {
+  if (!host_) {
+    host_ = [](const Path& binary) {
+      return QemuHost{.kvm = kvm_status().usable, .sandbox = knows_sandbox(binary), .tsc_khz = host_tsc_khz()};
+    };
+  }
 }
+
+void Qemu::check(const lifecycle::VmConfig& config) const { check_qemu_config(config); }
 
 Command Qemu::command(const VmRecord& vm, const Path& binary) const {
-  const auto& config = vm.config;
-  const bool kvm = uses_kvm(config);
-  const bool microvm = is_microvm(config);
-  Command command;
-  auto& argv = command.argv;
-  argv = {binary.string(),
-          "-name",
-          fmt::format("cocoon-{}", vm.id),
-          "-machine",
-          microvm ? "microvm" : "q35",
-          "-accel",
-          kvm ? "kvm" : "tcg,thread=multi",
-          "-cpu",
-          kvm ? "host" : "max",
-          "-smp",
-          fmt::format("{}", config.cpu),
-          "-m",
-          fmt::format("{}M", config.mem_bytes / kMiB),
-          "-nodefaults",
-          "-no-user-config",
-          "-display",
-          "none",
-          "-no-reboot",
-          "-S",
-          "-qmp",
-          fmt::format("unix:{},server=on,wait=off", kApiSocket),
-          "-chardev",
-          fmt::format("socket,id=console,path={},server=on,wait=off,logfile={},logappend=on", kConsoleSocket,
-                      escaped(console_log(vm).string())),
-          "-serial",
-          "chardev:console"};
-  if (!config.kernel.empty()) {
-    argv.insert(argv.end(), {"-kernel", config.kernel, "-append", kernel_line(config, kvm)});
-    if (!config.initrd.empty()) argv.insert(argv.end(), {"-initrd", config.initrd});
-  }
-  const char* const device = microvm ? "virtio-blk-device" : "virtio-blk-pci";
-  for (std::size_t i = 0; i < config.disks.size(); ++i) {
-    const auto& disk = config.disks[i];
-    argv.insert(argv.end(),
-                {"-drive",
-                 fmt::format("if=none,id=disk{},file={},format={},readonly={}", i, name_in(vm, disk.path), disk.format,
-                             disk.readonly ? "on" : "off"),
-                 "-device",
-                 fmt::format("{},drive=disk{}{}", device, i,
-                             disk.serial.empty() ? "" : fmt::format(",serial={}", escaped(disk.serial)))});
-  }
-  return command;
+  return {.argv = qemu_argv(vm, binary, host_(binary)), .environment = {}};
 }
 
-std::vector<std::string> Qemu::runtime_files() const {
-  return {std::string(kApiSocket), std::string(kConsoleSocket)};
-}
+std::vector<std::string> Qemu::runtime_files() const { return {std::string(kQmpSocket), std::string(kConsoleSocket)}; }
 
-Path Qemu::api_socket(const VmRecord& vm) const { return Path(vm.run_dir) / kApiSocket; }
+Path Qemu::api_socket(const VmRecord& vm) const { return Path(vm.run_dir) / kQmpSocket; }
+
 Path Qemu::console(const VmRecord& vm) const { return Path(vm.run_dir) / kConsoleSocket; }
-Path Qemu::console_log(const VmRecord& vm) const { return Path(vm.log_dir) / "console.log"; }
-Path Qemu::log(const VmRecord& vm) const { return Path(vm.log_dir) / "qemu.log"; }
+
+Path Qemu::console_log(const VmRecord& vm) const { return Path(vm.log_dir) / kConsoleLog; }
+
+Path Qemu::log(const VmRecord& vm) const { return Path(vm.log_dir) / kQemuLog; }
 
 bool Qemu::owns(const system::ProcessInfo& process, std::string_view vm_id, const Path& run_dir) const {
-  const auto& argv = process.argv;
-  if (argv.empty() || !Path(argv.front()).filename().string().starts_with("qemu-system-")) return false;
-  const auto name = std::find(argv.begin(), argv.end(), "-name");
-  if (name == argv.end() || name + 1 == argv.end() || name[1] != fmt::format("cocoon-{}", vm_id)) return false;
-  return process.cwd == run_dir;
+  if (!is_qemu_argv(process.argv, vm_id) || process.cwd.empty()) return false;
+  if (process.cwd == run_dir.lexically_normal()) return true;
+  // /proc gives the folder without the links that may lead to it.
+  std::error_code error;
+  const Path resolved = std::filesystem::weakly_canonical(run_dir, error);
+  return !error && process.cwd == resolved;
 }
 
-GuestState Qemu::guest_state(const VmRecord& vm, std::chrono::milliseconds timeout, system::Cancel& cancel) const {
-  Qmp qmp(api_socket(vm), timeout, cancel);
-  const auto status = status_of(vm, qmp);
-  if (status == "prelaunch" || status == "inmigrate") return GuestState::kNotBooted;
-  if (status == "running") return GuestState::kRunning;
-  // All the ways in which a guest is there and does not run: told to, saving or moving its state, or out of disk.
-  for (const auto* held : {"paused", "suspended", "save-vm", "restore-vm", "finish-migrate", "postmigrate", "debug",
-                           "watchdog", "io-error", "colo"})
-    if (status == held) return GuestState::kPaused;
-  for (const auto* over : {"shutdown", "guest-panicked", "internal-error"})
-    if (status == over) return GuestState::kEnded;
-  throw VmmError(fmt::format("QMP query-status of {}: unknown status '{}'", vm.config.name, status), 0, status);
+void Qemu::boot(const VmRecord& vm, milliseconds timeout, Cancel& cancel) const {
+  about("boot", vm, [&] {
+    Qmp qmp = Qmp::connect(api_socket(vm), timeout, cancel);
+    // Somebody else's QEMU at our socket must not be let run as this VM.
+    const std::string name = query(qmp, "query-name", "name");
+    if (name != qemu_name(vm.id)) {
+      throw VmmError(fmt::format("the QEMU at {} is not this VM's", api_socket(vm).string()), 0, name);
+    }
+    const std::string status = status_of(qmp);
+    if (status != "prelaunch") {
+      throw VmmError(fmt::format("QEMU is not waiting to boot (it says '{}')", status), 0, status);
+    }
+    qmp.execute("cont");
+  });
 }
 
-void Qemu::boot(const VmRecord& vm, std::chrono::milliseconds timeout, system::Cancel& cancel) const {
-  Qmp(api_socket(vm), timeout, cancel).call("cont");
+GuestState Qemu::guest_state(const VmRecord& vm, milliseconds timeout, Cancel& cancel) const {
+  return about("state of", vm, [&] {
+    Qmp qmp = Qmp::connect(api_socket(vm), timeout, cancel);
+    return meaning_of(status_of(qmp));
+  });
 }
 
-void Qemu::pause(const VmRecord& vm, std::chrono::milliseconds timeout, system::Cancel& cancel) const {
-  Qmp(api_socket(vm), timeout, cancel).call("stop");
+void Qemu::pause(const VmRecord& vm, milliseconds timeout, Cancel& cancel) const {
+  about("pause", vm, [&] {
+    Qmp qmp = Qmp::connect(api_socket(vm), timeout, cancel);
+    const std::string status = status_of(qmp);
+    switch (meaning_of(status)) {
+      case GuestState::kRunning:
+        qmp.execute("stop");
+        return;
+      case GuestState::kPaused:
+        return;
+      case GuestState::kNotBooted:  // "stop" would hide that it never booted
+      case GuestState::kEnded:
+        refuse(status);
+    }
+  });
 }
 
-void Qemu::resume(const VmRecord& vm, std::chrono::milliseconds timeout, system::Cancel& cancel) const {
-  Qmp(api_socket(vm), timeout, cancel).call("cont");
+void Qemu::resume(const VmRecord& vm, milliseconds timeout, Cancel& cancel) const {
+  about("resume", vm, [&] {
+    Qmp qmp = Qmp::connect(api_socket(vm), timeout, cancel);
+    const std::string status = status_of(qmp);
+    switch (meaning_of(status)) {
+      case GuestState::kPaused:
+        qmp.execute("cont");
+        return;
+      case GuestState::kRunning:
+        return;
+      case GuestState::kNotBooted:
+      case GuestState::kEnded:
+        refuse(status);
+    }
+  });
 }
 
-void Qemu::request_power_off(const VmRecord& vm, std::chrono::milliseconds timeout, system::Cancel& cancel) const {
-  Qmp(api_socket(vm), timeout, cancel).call("system_powerdown");
+void Qemu::request_power_off(const VmRecord& vm, milliseconds timeout, Cancel& cancel) const {
+  about("power off", vm, [&] {
+    Qmp qmp = Qmp::connect(api_socket(vm), timeout, cancel);
+    const std::string status = status_of(qmp);
+    switch (meaning_of(status)) {
+      case GuestState::kRunning:
+      case GuestState::kPaused:  // it hears of it when resumed
+        qmp.execute("system_powerdown");
+        return;
+      case GuestState::kNotBooted:  // QEMU would accept it, and nobody would ever hear of it
+      case GuestState::kEnded:
+        refuse(status);
+    }
+  });
 }
 
-void Qemu::quit(const VmRecord& vm, std::chrono::milliseconds timeout, system::Cancel& cancel) const {
-  Qmp(api_socket(vm), timeout, cancel).call("quit");
+void Qemu::quit(const VmRecord& vm, milliseconds timeout, Cancel& cancel) const {
+  about("quit", vm, [&] { Qmp::connect(api_socket(vm), timeout, cancel).execute_last("quit"); });
 }
 
 }  // namespace cocoon::vmm

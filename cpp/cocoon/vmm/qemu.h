@@ -1,20 +1,23 @@
 #pragma once
-// QEMU: one process per VM, configured by its command line and spoken to by QMP over a UNIX socket.
-//
-// The run dir is the working directory, so every socket has a short relative name. The guest is held back with -S
-// until boot(): a VMM that answers `prelaunch` was never let run. A guest that resets ends its VMM, as under
-// Firecracker: each boot is one interval.
-// Source   QEMU's "QEMU QMP Reference Manual" and qemu-system-x86_64(1), 7.2.
+// QEMU as a driver: machine microvm or q35, KVM where it really runs guests, else TCG. Control through QMP.
+
+#include <functional>
 
 #include "cocoon/vmm/driver.h"
+#include "cocoon/vmm/qemu_command.h"
 
 namespace cocoon::vmm {
 
 class Qemu final : public Driver {
  public:
+  // `host` is asked at each command(), with the binary; empty: this host is looked at, once per process.
+  explicit Qemu(std::function<QemuHost(const system::Path& binary)> host = {});
+
   [[nodiscard]] std::string_view hypervisor() const override { return "qemu"; }
   [[nodiscard]] std::string_view program() const override { return "qemu-system-x86_64"; }
+
   void check(const lifecycle::VmConfig& config) const override;
+  // Errors InvalidArgument: the binary's name is no QEMU's.
   [[nodiscard]] Command command(const lifecycle::VmRecord& vm, const system::Path& binary) const override;
   [[nodiscard]] std::vector<std::string> runtime_files() const override;
   [[nodiscard]] system::Path api_socket(const lifecycle::VmRecord& vm) const override;
@@ -23,6 +26,7 @@ class Qemu final : public Driver {
   [[nodiscard]] system::Path log(const lifecycle::VmRecord& vm) const override;
   [[nodiscard]] bool owns(const system::ProcessInfo& process, std::string_view vm_id,
                           const system::Path& run_dir) const override;
+
   void boot(const lifecycle::VmRecord& vm, std::chrono::milliseconds timeout, system::Cancel& cancel) const override;
   [[nodiscard]] GuestState guest_state(const lifecycle::VmRecord& vm, std::chrono::milliseconds timeout,
                                        system::Cancel& cancel) const override;
@@ -31,6 +35,9 @@ class Qemu final : public Driver {
   void request_power_off(const lifecycle::VmRecord& vm, std::chrono::milliseconds timeout,
                          system::Cancel& cancel) const override;
   void quit(const lifecycle::VmRecord& vm, std::chrono::milliseconds timeout, system::Cancel& cancel) const override;
+
+ private:
+  std::function<QemuHost(const system::Path& binary)> host_;
 };
 
 }  // namespace cocoon::vmm

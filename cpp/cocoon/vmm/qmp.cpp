@@ -1,9 +1,10 @@
 #include "cocoon/vmm/qmp.h"
 
 #include <algorithm>
+#include <string>
+#include <utility>
 
 #include <fmt/format.h>
-#include <nlohmann/json.hpp>
 
 #include "cocoon/error.h"
 
@@ -11,51 +12,113 @@ namespace cocoon::vmm {
 namespace {
 
 using nlohmann::json;
+using std::chrono::milliseconds;
+using std::chrono::steady_clock;
 
-// An id of ours in each command tells its answer from one that somebody else's half-read conversation left.
-constexpr std::string_view kId = "cocoon";
+constexpr std::size_t kMaxLineBytes = 1 << 20;  // the longest answer we ask for is a few hundred bytes
+constexpr std::size_t kMaxQuotedBytes = 200;
+
+milliseconds until(steady_clock::time_point deadline) {
+  return std::max(milliseconds(0), std::chrono::ceil<milliseconds>(deadline - steady_clock::now()));
+}
+
+// In slices, since a connect(2) to a full queue waits and cannot be cancelled.
+system::UnixStream connect_until(const system::Path& socket, steady_clock::time_point deadline,
+                                 system::Cancel& cancel) {
+  for (;;) {
+    cancel.check();
+    const milliseconds left = until(deadline);
+    try {
+      return system::UnixStream::connect(socket, std::min(left, system::Cancel::kSlice));
+    } catch (const VmmTimeout&) {
+      if (left <= system::Cancel::kSlice) throw;
+    }
+  }
+}
+
+// What came from outside goes into messages cut and without control characters.
+std::string excerpt(std::string_view text) {
+  std::string shown;
+  for (const char c : text.substr(0, kMaxQuotedBytes)) shown += c >= ' ' && c < '\x7f' ? c : '?';
+  return text.size() > kMaxQuotedBytes ? shown + "…" : shown;
+}
+
+[[noreturn]] void throw_nonsense(std::string_view awaited, const std::string& line) {
+  throw VmmError(fmt::format("QMP: expected {}, received '{}'", awaited, excerpt(line)), 0, line);
+}
+
+// Safe on any JSON; "?" if it is not there.
+std::string text_of(const json& object, const char* key) {
+  const auto found = object.find(key);
+  return found != object.end() && found->is_string() ? found->get<std::string>() : std::string("?");
+}
 
 }  // namespace
 
-Qmp::Qmp(const system::Path& socket, std::chrono::milliseconds timeout, system::Cancel& cancel)
-    : deadline_(std::chrono::steady_clock::now() + timeout),
-      cancel_(cancel),
-      stream_(system::UnixStream::connect(socket, timeout)) {
-  const auto greeting = receive();
-  if (!greeting.contains("QMP")) throw VmmError("QMP: what answers is not QEMU", 0, greeting.dump());
-  call("qmp_capabilities");
+Qmp Qmp::connect(const system::Path& socket, milliseconds timeout, system::Cancel& cancel) {
+  const auto deadline = steady_clock::now() + timeout;
+  Qmp session(connect_until(socket, deadline, cancel), deadline, cancel);
+  try {
+    const json greeting = session.receive("a QMP greeting");
+    if (!greeting.contains("QMP")) throw_nonsense("a QMP greeting", greeting.dump());
+  } catch (const VmmTimeout&) {
+    throw VmmTimeout(fmt::format("QMP: no greeting on {} within {} ms: QEMU is stopped, or serves another client",
+                                 socket.string(), timeout.count()));
+  }
+  session.execute("qmp_capabilities");
+  return session;
 }
 
-std::chrono::milliseconds Qmp::left() const {
-  using namespace std::chrono_literals;
-  return std::max(0ms, std::chrono::duration_cast<std::chrono::milliseconds>(deadline_ -
-                                                                             std::chrono::steady_clock::now()));
+json Qmp::execute(std::string_view command) { return run(command, {{"execute", command}}); }
+
+json Qmp::execute(std::string_view command, const json& arguments) {
+  return run(command, {{"execute", command}, {"arguments", arguments}});
 }
 
-json Qmp::receive() {
-  const auto line = stream_.receive_line(left(), cancel_);
-  auto message = json::parse(line, nullptr, false);
-  if (!message.is_object()) throw VmmError("QMP: the answer is not a JSON object", 0, line.substr(0, 1000));
+void Qmp::execute_last(std::string_view command) {
+  try {
+    execute(command);
+  } catch (const VmmTimeout&) {
+    throw;
+  } catch (const VmmError& error) {
+    if (!error.body.empty()) throw;  // without one it has closed, which is what was asked
+  }
+}
+
+json Qmp::run(std::string_view command, json request) {
+  const int id = ++last_id_;
+  request["id"] = id;
+  stream_.send(request.dump() + "\r\n", left(), *cancel_);
+  const std::string awaited = fmt::format("the answer to '{}'", command);
+  for (;;) {
+    json answer = receive(awaited);
+    if (answer.contains("event")) continue;
+    const auto error = answer.find("error");
+    // An error in the syntax of a request carries no id: the JSON could not be read.
+    const auto answered = answer.find("id");
+    if ((answered == answer.end() && error == answer.end()) || (answered != answer.end() && *answered != id)) {
+      throw_nonsense(awaited, answer.dump());
+    }
+    if (error != answer.end()) {
+      const std::string body = text_of(*error, "class") + ": " + text_of(*error, "desc");
+      throw VmmError(fmt::format("QMP: '{}' was refused: {}", command, excerpt(body)), 0, body);
+    }
+    const auto value = answer.find("return");
+    if (value == answer.end()) throw_nonsense(awaited, answer.dump());
+    return std::move(*value);
+  }
+}
+
+json Qmp::receive(std::string_view awaited) {
+  cancel_->check();
+  // Lines that are there already are received whatever the time: events without end must not go on for ever.
+  if (left() == milliseconds(0)) throw VmmTimeout(fmt::format("QMP: not {} in time", awaited));
+  const std::string line = stream_.receive_line(left(), *cancel_, kMaxLineBytes);
+  json message = json::parse(line, nullptr, /*allow_exceptions=*/false);
+  if (!message.is_object()) throw_nonsense(awaited, line);
   return message;
 }
 
-json Qmp::call(std::string_view command, const std::string& arguments) {
-  json request{{"execute", command}, {"id", kId}};
-  if (!arguments.empty()) request["arguments"] = json::parse(arguments);
-  stream_.send(request.dump() + "\n", left(), cancel_);
-  for (;;) {
-    auto answer = receive();
-    if (answer.contains("event") || answer.value("id", json()) != kId) continue;
-    if (const auto error = answer.find("error"); error != answer.end()) {
-      const auto why = error->is_object() && error->contains("desc") && (*error)["desc"].is_string()
-                           ? (*error)["desc"].get<std::string>()
-                           : error->dump();
-      throw VmmError(fmt::format("QMP {}: {}", command, why), 0, error->dump());
-    }
-    if (!answer.contains("return"))
-      throw VmmError(fmt::format("QMP {}: neither a result nor an error", command), 0, answer.dump());
-    return answer["return"];
-  }
-}
+milliseconds Qmp::left() const { return until(deadline_); }
 
 }  // namespace cocoon::vmm

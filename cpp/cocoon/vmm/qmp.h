@@ -1,36 +1,48 @@
 #pragma once
-// QMP, QEMU's control protocol: one JSON object per line. A greeting, qmp_capabilities, then commands; events come
-// interleaved with answers and are skipped.
-// Source   QEMU's docs/interop/qmp-spec.txt.
+// A session with a QEMU's monitor socket: one line of JSON each way. See QEMU's docs/interop/qmp-spec.
+// QEMU serves one client at a time and leaves the next in the socket's queue until the first has gone: a session is
+// short, and one that gets no greeting has met a busy or stopped QEMU, not a dead one.
 
 #include <chrono>
-#include <string>
 #include <string_view>
 
-#include <nlohmann/json_fwd.hpp>
+#include <nlohmann/json.hpp>
 
 #include "cocoon/system/cancel.h"
+#include "cocoon/system/file.h"
 #include "cocoon/system/socket.h"
 
 namespace cocoon::vmm {
 
-// One short conversation. QEMU talks to one client at a time, so hold it no longer than the calls need: a second client
-// is connected by the kernel and greeted when the first has left.
-// Errors   VmmError: refused (`body` is QMP's error), garbage, closed. VmmTimeout: the deadline covers everything.
 class Qmp {
  public:
-  Qmp(const system::Path& socket, std::chrono::milliseconds timeout, system::Cancel& cancel);
+  // Connects, reads the greeting and leaves the negotiation mode. `timeout` holds for the whole session.
+  // Requires `cancel` outlives the session.
+  // Errors   VmmError: nobody listens, it closed, or it does not speak QMP (`body` is what it said).
+  //          VmmTimeout: no room in the queue, or no greeting in time. Cancelled.
+  static Qmp connect(const system::Path& socket, std::chrono::milliseconds timeout, system::Cancel& cancel);
 
-  // What stands behind "return". `arguments` is a JSON object, or empty.
-  nlohmann::json call(std::string_view command, const std::string& arguments = {});
+  // Sends a command and returns what it returned; events on the way are skipped.
+  // Errors   VmmError: QEMU refused it (`body` is "class: description"), closed, or answered nonsense (`body` is
+  //          that). VmmTimeout, Cancelled. After an error the session is of no more use.
+  nlohmann::json execute(std::string_view command);
+  nlohmann::json execute(std::string_view command, const nlohmann::json& arguments);
+
+  // The same for a command after which QEMU may close without an answer: quit.
+  void execute_last(std::string_view command);
 
  private:
-  [[nodiscard]] std::chrono::milliseconds left() const;
-  nlohmann::json receive();
+  Qmp(system::UnixStream stream, std::chrono::steady_clock::time_point deadline, system::Cancel& cancel)
+      : stream_(std::move(stream)), deadline_(deadline), cancel_(&cancel) {}
 
-  std::chrono::steady_clock::time_point deadline_;
-  system::Cancel& cancel_;
+  nlohmann::json run(std::string_view command, nlohmann::json request);
+  nlohmann::json receive(std::string_view awaited);
+  [[nodiscard]] std::chrono::milliseconds left() const;
+
   system::UnixStream stream_;
+  std::chrono::steady_clock::time_point deadline_;
+  system::Cancel* cancel_;
+  int last_id_ = 0;
 };
 
 }  // namespace cocoon::vmm

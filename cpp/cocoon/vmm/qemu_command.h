@@ -1,0 +1,39 @@
+#pragma once
+// QEMU's command line for a VM: what is allowed in its configuration, and what becomes of it. No process, no socket.
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "cocoon/lifecycle/record.h"
+#include "cocoon/system/file.h"
+
+namespace cocoon::vmm {
+
+// What the command line depends on beside the VM itself.
+struct QemuHost {
+  bool kvm = false;          // KVM here runs guests, see kvm_probe.h
+  bool sandbox = true;       // this QEMU knows -sandbox
+  std::int64_t tsc_khz = 0;  // see host_tsc.h; 0: there is none
+};
+
+// In the VM's run dir, which is QEMU's working directory: by relative names sun_path's 108 bytes are always enough.
+inline constexpr std::string_view kQmpSocket = "qmp.sock";
+inline constexpr std::string_view kConsoleSocket = "console.sock";
+inline constexpr std::string_view kQemuLog = "qemu.log";
+inline constexpr std::string_view kConsoleLog = "console.log";
+
+// Errors   InvalidArgument naming argument, value and what is allowed.
+void check_qemu_config(const lifecycle::VmConfig& config);
+
+// Requires check_qemu_config() passed.
+std::vector<std::string> qemu_argv(const lifecycle::VmRecord& vm, const system::Path& binary, const QemuHost& host);
+
+// The name QEMU is given, and known again by.
+std::string qemu_name(std::string_view vm_id);
+
+// True if `argv` begins as qemu_argv() begins for this VM id.
+bool is_qemu_argv(const std::vector<std::string>& argv, std::string_view vm_id);
+
+}  // namespace cocoon::vmm
