@@ -14,15 +14,16 @@
 #include <pybind11/stl.h>
 #include <pybind11/typing.h>
 
-#include "bindings/bind.h"
-#include "bindings/support.h"
-#include "bindings/table.h"
-#include "bindings/values.h"
 #include "cocoon/ledger/audit.h"
 #include "cocoon/ledger/follow.h"
 #include "cocoon/ledger/reader.h"
 #include "cocoon/ledger/table.h"
 #include "cocoon/ledger/usage.h"
+
+#include "bindings/bind.h"
+#include "bindings/support.h"
+#include "bindings/table.h"
+#include "bindings/values.h"
 
 namespace cocoon::bindings {
 namespace {
@@ -64,8 +65,8 @@ class Busy {
 class EntryIterator {
  public:
   explicit EntryIterator(const PyLedger& source)
-      : files_(std::make_shared<const Files>(
-            blocking([&](system::Cancel&) { return ledger::find_files(source.paths); }))),
+      : files_(
+            std::make_shared<const Files>(blocking([&](system::Cancel&) { return ledger::find_files(source.paths); }))),
         reader_(files_) {}
 
   Entry next() {
@@ -207,8 +208,9 @@ std::string audit_html(const AuditReport& report) {
   if (report.ok()) {
     return html;
   }
-  html += "<table><thead><tr><th>code</th><th>line</th><th>offset</th><th>seq</th><th>vm_id</th><th>snapshot_id</th>"
-          "<th>message</th></tr></thead><tbody>";
+  html +=
+      "<table><thead><tr><th>code</th><th>line</th><th>offset</th><th>seq</th><th>vm_id</th><th>snapshot_id</th>"
+      "<th>message</th></tr></thead><tbody>";
   const auto number = [](const std::optional<std::uint64_t>& n) { return n ? std::to_string(*n) : std::string(); };
   for (std::size_t i = 0; i < std::min(report.findings.size(), kShown); ++i) {
     const Finding& f = report.findings[i];
@@ -239,7 +241,8 @@ void bind_audit(py::module_& m) {
   py::class_<AuditReport>(m, "AuditReport", "What the audit of a ledger found.")
       .def_property_readonly("ok", &AuditReport::ok, "Nothing was found.")
       .def_readonly("entries", &AuditReport::entries, "Well-formed lines.")
-      .def_property_readonly("findings", [](const AuditReport& r) { return r.findings; }, "In the order of the lines.")
+      .def_property_readonly(
+          "findings", [](const AuditReport& r) { return r.findings; }, "In the order of the lines.")
       .def("_repr_html_", [](const AuditReport& r) { return audit_html(r); })
       .def("__repr__", [](const AuditReport& r) {
         return fmt::format("<AuditReport of {} entries: {} findings>", r.entries, r.findings.size());
@@ -278,19 +281,20 @@ Raises LedgerError from each reading: nothing is there, or it cannot be read.)")
            })
       .def("intervals", &intervals, py::kw_only(), "until"_a = py::none(),
            "Starts and stops paired, in the order of the starts. Open ones count up to ``until``, or to now.")
-      .def("usage", &usage, py::kw_only(), "by"_a = py::make_tuple("vm_id"), "since"_a = py::none(),
-           "until"_a = py::none(), "every"_a = py::none(), "crash"_a = "ended",
-           R"(Sums over [since, until), by any of vm_id, snapshot_id, hypervisor, kind, reason (of the start), label:KEY.
+      .def(
+          "usage", &usage, py::kw_only(), "by"_a = py::make_tuple("vm_id"), "since"_a = py::none(),
+          "until"_a = py::none(), "every"_a = py::none(), "crash"_a = "ended",
+          R"(Sums over [since, until), by any of vm_id, snapshot_id, hypervisor, kind, reason (of the start), label:KEY.
 
 ``every``: in buckets that begin at its multiples since the epoch. ``crash``: up to when a crashed VM counts.
 Raises InvalidArgument.)")
-      .def("audit",
-           [](const PyLedger& source) {
-             return reading(source, [](const Files& files, const ledger::Check& check) {
-               return ledger::audit(files, check);
-             });
-           },
-           "What is wrong with the ledger, each fault once.")
+      .def(
+          "audit",
+          [](const PyLedger& source) {
+            return reading(source,
+                           [](const Files& files, const ledger::Check& check) { return ledger::audit(files, check); });
+          },
+          "What is wrong with the ledger, each fault once.")
       .def("follow", &follow, py::kw_only(), "poll"_a = 0.5, "from_start"_a = false,
            "New entries as they are appended, for ever; ``from_start``: after all that are there.")
       .def("_repr_html_", [](const PyLedger& source) { return ledger_html(source); })

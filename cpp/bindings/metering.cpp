@@ -9,11 +9,12 @@
 #include <pybind11/operators.h>
 #include <pybind11/stl.h>
 
+#include "cocoon/metering/entry.h"
+#include "cocoon/metering/recorder.h"
+
 #include "bindings/bind.h"
 #include "bindings/support.h"
 #include "bindings/values.h"
-#include "cocoon/metering/entry.h"
-#include "cocoon/metering/recorder.h"
 
 namespace cocoon::bindings {
 namespace {
@@ -87,8 +88,7 @@ std::optional<std::int64_t> to_uptime(std::string_view what, const py::handle& v
 std::map<std::string, std::string> to_text_map(const py::handle& value) {
   std::map<std::string, std::string> labels;
   if (!py::hasattr(value, "items")) {
-    throw InvalidArgument(
-        fmt::format("labels: {}, allowed: a mapping of str to str", std::string(py::repr(value))));
+    throw InvalidArgument(fmt::format("labels: {}, allowed: a mapping of str to str", std::string(py::repr(value))));
   }
   for (const auto& item : value.attr("items")()) {
     const auto pair = py::cast<py::tuple>(item);
@@ -152,8 +152,8 @@ Raises InvalidArgument, naming the field, its value and what is allowed.)")
       .def(py::init(&make_entry), "kind"_a, py::kw_only(), "vm_id"_a = "", "snapshot_id"_a = "",
            "source_snapshot_id"_a = "", "reason"_a = py::none(), "hypervisor"_a = "", "shape"_a = Shape{},
            "emitted_at"_a = py::none(), "seq"_a = py::none(), "interval"_a = py::none(), "labels"_a = py::dict(),
-           "ended_at"_a = py::none(), "ended_uptime_ns"_a = py::none(), "evidence"_a = "",
-           "alive_until"_a = py::none(), "boot_id"_a = "", "uptime_ns"_a = py::none())
+           "ended_at"_a = py::none(), "ended_uptime_ns"_a = py::none(), "evidence"_a = "", "alive_until"_a = py::none(),
+           "boot_id"_a = "", "uptime_ns"_a = py::none())
       .def_property_readonly("kind", [](const Entry& e) { return to_python(e.kind); })
       .def_readonly("vm_id", &Entry::vm_id)
       .def_readonly("snapshot_id", &Entry::snapshot_id)
@@ -174,7 +174,8 @@ Raises InvalidArgument, naming the field, its value and what is allowed.)")
       .def_readonly("alive_until_ns", &Entry::alive_until_ns)
       .def_readonly("boot_id", &Entry::boot_id)
       .def_readonly("uptime_ns", &Entry::uptime_ns)
-      .def("to_json", [](const Entry& e) { return metering::to_json(e); }, "The ledger line, without its newline.")
+      .def(
+          "to_json", [](const Entry& e) { return metering::to_json(e); }, "The ledger line, without its newline.")
       .def_static("from_json", &entry_from_json, "line"_a,
                   "Reads a line of a ledger, in any layout. Raises InvalidArgument.")
       .def(py::self == py::self)
@@ -199,12 +200,13 @@ class PyRecorder final : public Recorder, public py::trampoline_self_life_suppor
     try {
       own(Entry(entry));
     } catch (py::error_already_set& error) {
-      // Ctrl-C is the program's, not the recorder's: it is raised where the call returns to Python.
+      // Whoever catches it may do so without the GIL and in another thread: only the words go on.
+      const std::string message = fmt::format("the recorder's emit raised {}", error.what());
+      // Ctrl-C is the program's, not the recorder's: it comes up again where Python runs next. Last, since what() does.
       if (error.matches(PyExc_KeyboardInterrupt)) {
         PyErr_SetInterrupt();
       }
-      // Whoever catches it may do so without the GIL and in another thread: only the words go on.
-      throw Error(fmt::format("the recorder's emit raised {}", error.what()));
+      throw Error(message);
     }
   }
   [[nodiscard]] bool calls_out() const override { return true; }
@@ -236,10 +238,12 @@ kept in memory, with one warning, and written before the next one.)")
            "path"_a)
       .def("emit", &emit<FileRecorder>, "entry"_a)
       .def_property_readonly("path", [](const FileRecorder& r) { return to_path(r.path().string()); })
-      .def("flush", [](FileRecorder& r) { blocking([&](system::Cancel&) { r.flush(); }); },
-           "Writes what was kept, and syncs the file. Raises LedgerError if it cannot.")
-      .def("close", [](FileRecorder& r) { blocking([&](system::Cancel&) { r.close(); }); },
-           "Writes what was kept, and closes the file; a later emit opens it again. Raises LedgerError if it cannot.")
+      .def(
+          "flush", [](FileRecorder& r) { blocking([&](system::Cancel&) { r.flush(); }); },
+          "Writes what was kept, and syncs the file. Raises LedgerError if it cannot.")
+      .def(
+          "close", [](FileRecorder& r) { blocking([&](system::Cancel&) { r.close(); }); },
+          "Writes what was kept, and closes the file; a later emit opens it again. Raises LedgerError if it cannot.")
       .def("__repr__", [](const FileRecorder& r) {
         return fmt::format("FileRecorder({})", std::string(py::repr(py::str(r.path().string()))));
       });
@@ -251,15 +255,16 @@ void bind_recorders(py::module_& m) {
 ``emit`` is called in the order of ``seq``, at least once per entry, outside any transaction. If it raises, the node
 logs that and offers the entry again.)")
       .def(py::init<>())
-      .def("emit",
-           [](Recorder& self, const Entry& entry) {
-             if (dynamic_cast<PyRecorder*>(&self) != nullptr) {
-               PyErr_SetString(PyExc_NotImplementedError, "Recorder.emit is to be overridden");
-               throw py::error_already_set();
-             }
-             emit(self, entry);
-           },
-           "entry"_a);
+      .def(
+          "emit",
+          [](Recorder& self, const Entry& entry) {
+            if (dynamic_cast<PyRecorder*>(&self) != nullptr) {
+              PyErr_SetString(PyExc_NotImplementedError, "Recorder.emit is to be overridden");
+              throw py::error_already_set();
+            }
+            emit(self, entry);
+          },
+          "entry"_a);
   bind_file_recorder(m);
   py::classh<CaptureRecorder, Recorder>(m, "CaptureRecorder", py::is_final(), "Keeps entries in memory, for tests.")
       .def(py::init<>())

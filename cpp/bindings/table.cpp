@@ -7,8 +7,9 @@
 
 #include <fmt/format.h>
 
-#include "bindings/values.h"
 #include "cocoon/metering/entry.h"
+
+#include "bindings/values.h"
 
 namespace cocoon::bindings {
 namespace {
@@ -29,12 +30,18 @@ py::object value_at(const Column& column, std::size_t row) {
     return py::none();
   }
   switch (column.type()) {
-    case ColumnType::kText: return to_str(column.text(row));
-    case ColumnType::kInteger: return py::int_(column.integer(row));
-    case ColumnType::kReal: return py::float_(column.real(row));
-    case ColumnType::kBoolean: return py::bool_(column.integer(row) != 0);
-    case ColumnType::kTime: return to_utc(column.integer(row));
-    case ColumnType::kLabels: return labels_of(column.text(row));
+    case ColumnType::kText:
+      return to_str(column.text(row));
+    case ColumnType::kInteger:
+      return py::int_(column.integer(row));
+    case ColumnType::kReal:
+      return py::float_(column.real(row));
+    case ColumnType::kBoolean:
+      return py::bool_(column.integer(row) != 0);
+    case ColumnType::kTime:
+      return to_utc(column.integer(row));
+    case ColumnType::kLabels:
+      return labels_of(column.text(row));
   }
   return py::none();
 }
@@ -75,9 +82,12 @@ py::list to_pylist(const Table& table) {
 py::object pandas_column(const py::module_& pandas, const py::module_& numpy, const Column& column) {
   switch (column.type()) {
     case ColumnType::kText:
-    case ColumnType::kLabels: return pandas.attr("Series")(values_of(column), "dtype"_a = "object");
-    case ColumnType::kReal: return pandas.attr("Series")(values_of(column), "dtype"_a = "float64");
-    case ColumnType::kBoolean: return pandas.attr("Series")(values_of(column), "dtype"_a = "bool");
+    case ColumnType::kLabels:
+      return pandas.attr("Series")(values_of(column), "dtype"_a = "object");
+    case ColumnType::kReal:
+      return pandas.attr("Series")(values_of(column), "dtype"_a = "float64");
+    case ColumnType::kBoolean:
+      return pandas.attr("Series")(values_of(column), "dtype"_a = "bool");
     case ColumnType::kInteger:
       return pandas.attr("Series")(values_of(column), "dtype"_a = column.null_count() == 0 ? "int64" : "Int64");
     case ColumnType::kTime: {
@@ -108,10 +118,14 @@ py::object polars_column(const py::module_& polars, const Column& column) {
     return polars.attr("Series")(to_str(column.name()), values, "dtype"_a = type);
   };
   switch (column.type()) {
-    case ColumnType::kText: return series(values_of(column), polars.attr("String"));
-    case ColumnType::kInteger: return series(values_of(column), polars.attr("Int64"));
-    case ColumnType::kReal: return series(values_of(column), polars.attr("Float64"));
-    case ColumnType::kBoolean: return series(values_of(column), polars.attr("Boolean"));
+    case ColumnType::kText:
+      return series(values_of(column), polars.attr("String"));
+    case ColumnType::kInteger:
+      return series(values_of(column), polars.attr("Int64"));
+    case ColumnType::kReal:
+      return series(values_of(column), polars.attr("Float64"));
+    case ColumnType::kBoolean:
+      return series(values_of(column), polars.attr("Boolean"));
     case ColumnType::kTime:
       return series(integers_of(column), polars.attr("Int64")).attr("cast")(polars.attr("Datetime")("ns", "UTC"));
     case ColumnType::kLabels: {
@@ -149,11 +163,16 @@ std::string text_at(const Column& column, std::size_t row) {
   }
   switch (column.type()) {
     case ColumnType::kText:
-    case ColumnType::kLabels: return std::string(column.text(row));
-    case ColumnType::kInteger: return std::to_string(column.integer(row));
-    case ColumnType::kReal: return fmt::format("{}", column.real(row));
-    case ColumnType::kBoolean: return column.integer(row) != 0 ? "True" : "False";
-    case ColumnType::kTime: return metering::format_time(column.integer(row));
+    case ColumnType::kLabels:
+      return std::string(column.text(row));
+    case ColumnType::kInteger:
+      return std::to_string(column.integer(row));
+    case ColumnType::kReal:
+      return fmt::format("{}", column.real(row));
+    case ColumnType::kBoolean:
+      return column.integer(row) != 0 ? "True" : "False";
+    case ColumnType::kTime:
+      return metering::format_time(column.integer(row));
   }
   return {};
 }

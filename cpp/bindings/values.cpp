@@ -19,7 +19,8 @@ constexpr std::size_t kKinds = 6;
 constexpr std::size_t kReasons = 10;
 
 [[noreturn]] void refuse(std::string_view what, const py::handle& value, std::string_view allowed) {
-  std::string shown = std::string(py::str(py::repr(value).attr("encode")("utf-8", "backslashreplace").attr("decode")()));
+  std::string shown =
+      std::string(py::str(py::repr(value).attr("encode")("utf-8", "backslashreplace").attr("decode")()));
   throw InvalidArgument(fmt::format("{}: {}, allowed: {}", what, shown, allowed));
 }
 
@@ -76,8 +77,7 @@ py::object to_python(const std::optional<metering::Reason>& reason) {
   if (!reason) {
     return py::none();
   }
-  auto& reasons =
-      storage.call_once_and_store_result([] { return members<metering::Reason, kReasons>("Reason"); });
+  auto& reasons = storage.call_once_and_store_result([] { return members<metering::Reason, kReasons>("Reason"); });
   return reasons.get_stored()[static_cast<std::size_t>(*reason)];
 }
 
@@ -168,12 +168,24 @@ std::string escape_html(std::string_view text) {
   out.reserve(text.size());
   for (const char c : text) {
     switch (c) {
-      case '&': out += "&amp;"; break;
-      case '<': out += "&lt;"; break;
-      case '>': out += "&gt;"; break;
-      case '"': out += "&quot;"; break;
-      case '\'': out += "&#39;"; break;
-      default: out += c; break;
+      case '&':
+        out += "&amp;";
+        break;
+      case '<':
+        out += "&lt;";
+        break;
+      case '>':
+        out += "&gt;";
+        break;
+      case '"':
+        out += "&quot;";
+        break;
+      case '\'':
+        out += "&#39;";
+        break;
+      default:
+        out += c;
+        break;
     }
   }
   return out;

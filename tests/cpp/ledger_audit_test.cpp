@@ -1,14 +1,14 @@
-#include "cocoon/ledger/audit.h"
-
-#include <gtest/gtest.h>
-
 #include <random>
 #include <string>
 #include <vector>
 
+#include <gtest/gtest.h>
+
 #include "cocoon/error.h"
+#include "cocoon/ledger/audit.h"
 #include "cocoon/ledger/id_set.h"
 #include "cocoon/ledger/sequence.h"
+
 #include "ledger_support.h"
 
 namespace cocoon::ledger {
@@ -341,8 +341,8 @@ TEST_F(AuditTest, FindingsAreInTheOrderOfTheLines) {
   for (const Finding& finding : look_at(text).findings) {
     codes.push_back(finding.code);
   }
-  EXPECT_EQ(codes, (std::vector<Code>{Code::kAfterRemoval, Code::kBadJson, Code::kShapeChanged,
-                                      Code::kStopWithoutStart}));
+  EXPECT_EQ(codes,
+            (std::vector<Code>{Code::kAfterRemoval, Code::kBadJson, Code::kShapeChanged, Code::kStopWithoutStart}));
 }
 
 TEST_F(AuditTest, AnyDamageIsSurvived) {
@@ -353,9 +353,15 @@ TEST_F(AuditTest, AnyDamageIsSurvived) {
     for (std::uint64_t hits = 1 + random() % 4; hits > 0; --hits) {
       const std::size_t at = random() % text.size();
       switch (random() % 3) {
-        case 0: text[at] = static_cast<char>(random()); break;
-        case 1: text.erase(at, 1 + random() % 40); break;
-        default: text.insert(at, text.substr(random() % text.size(), random() % 400)); break;
+        case 0:
+          text[at] = static_cast<char>(random());
+          break;
+        case 1:
+          text.erase(at, 1 + random() % 40);
+          break;
+        default:
+          text.insert(at, text.substr(random() % text.size(), random() % 400));
+          break;
       }
       if (text.empty()) text = "x";
     }

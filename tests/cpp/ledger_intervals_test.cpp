@@ -1,13 +1,13 @@
-#include "cocoon/ledger/intervals.h"
-
-#include <gtest/gtest.h>
-
 #include <limits>
 #include <random>
 #include <string>
 #include <vector>
 
+#include <gtest/gtest.h>
+
 #include "cocoon/error.h"
+#include "cocoon/ledger/intervals.h"
+
 #include "ledger_support.h"
 
 namespace cocoon::ledger {
@@ -38,9 +38,9 @@ TEST_F(IntervalsTest, PairsTheQuietDayInTheOrderOfTheStarts) {
     bool open;
   };
   const std::vector<Expected> expected = {
-      {"v1", Dimension::kVmStorage, 0, 50, false}, {"v1", Dimension::kVmCompute, 1, 10, false},
+      {"v1", Dimension::kVmStorage, 0, 50, false},    {"v1", Dimension::kVmCompute, 1, 10, false},
       {"s1", Dimension::kSnapStorage, 12, 28, false}, {"v1", Dimension::kVmCompute, 20, 30, false},
-      {"v2", Dimension::kVmStorage, 30, 70, true}, {"v2", Dimension::kVmCompute, 30, 70, true}};
+      {"v2", Dimension::kVmStorage, 30, 70, true},    {"v2", Dimension::kVmCompute, 30, 70, true}};
   ASSERT_EQ(intervals.size(), expected.size());
   for (std::size_t i = 0; i < expected.size(); ++i) {
     EXPECT_EQ(intervals[i].id, expected[i].id);

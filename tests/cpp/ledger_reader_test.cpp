@@ -1,9 +1,5 @@
-#include "cocoon/ledger/reader.h"
-
 #include <sys/stat.h>
 #include <unistd.h>
-
-#include <gtest/gtest.h>
 
 #include <chrono>
 #include <optional>
@@ -11,9 +7,13 @@
 #include <thread>
 #include <vector>
 
+#include <gtest/gtest.h>
+
 #include "cocoon/error.h"
 #include "cocoon/ledger/follow.h"
+#include "cocoon/ledger/reader.h"
 #include "cocoon/ledger/table.h"
+
 #include "ledger_support.h"
 
 namespace cocoon::ledger {
@@ -105,9 +105,9 @@ TEST_F(LedgerReaderTest, SaysWhatCannotBeRead) {
   put("g.jsonl", "\x1F\x8B\x08");
   ASSERT_EQ(::mkfifo((dir_ / "fifo").c_str(), 0600), 0);
   fs::create_symlink("nowhere", dir_ / "broken.jsonl");
-  EXPECT_EQ(error_of({"none.jsonl"}), std::pair((dir_ / "none.jsonl").string(),
-                                                "read ledger " + (dir_ / "none.jsonl").string() +
-                                                    ": No such file or directory"));
+  EXPECT_EQ(error_of({"none.jsonl"}),
+            std::pair((dir_ / "none.jsonl").string(),
+                      "read ledger " + (dir_ / "none.jsonl").string() + ": No such file or directory"));
   EXPECT_NE(error_of({"none*"}).second.find("No such file"), std::string::npos);
   EXPECT_NE(error_of({"z"}).second.find("compressed"), std::string::npos);
   EXPECT_NE(error_of({"g.jsonl"}).second.find("compressed"), std::string::npos);
@@ -214,9 +214,7 @@ TEST_F(LedgerReaderTest, WhatTheCheckThrowsEndsTheReading) {
   const auto check = [&] {
     if (++checks == 3) throw Cancelled();
   };
-  EXPECT_THROW(for_each_entry(
-                   files, [&](PlacedEntry&&) { ++read; }, check),
-               Cancelled);
+  EXPECT_THROW(for_each_entry(files, [&](PlacedEntry&&) { ++read; }, check), Cancelled);
   EXPECT_GT(read, 0U);
   EXPECT_LT(read, 20'000U);
 }

@@ -16,6 +16,7 @@
 #include "cocoon/ledger/intervals.h"
 #include "cocoon/ledger/reader.h"
 #include "cocoon/metering/entry.h"
+
 #include "metering_support.h"
 
 namespace cocoon::test {

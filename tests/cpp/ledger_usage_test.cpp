@@ -1,14 +1,14 @@
-#include "cocoon/ledger/usage.h"
-
-#include <gtest/gtest.h>
-
 #include <functional>
 #include <limits>
 #include <random>
 #include <string>
 #include <vector>
 
+#include <gtest/gtest.h>
+
 #include "cocoon/error.h"
+#include "cocoon/ledger/usage.h"
+
 #include "ledger_support.h"
 
 namespace cocoon::ledger {
@@ -84,8 +84,7 @@ TEST_F(UsageTest, EveryKeyOfByIsKnown) {
   EXPECT_EQ(key({"reason"}), (Keys{{std::nullopt}, {"boot"}, {"clone"}, {"restart"}}));
   EXPECT_EQ(key({"kind"}), (Keys{{"snap.storage"}, {"vm.compute"}, {"vm.storage"}}));
   EXPECT_EQ(key({"label:tenant"}), (Keys{{std::nullopt}, {"blue"}}));
-  EXPECT_EQ(key({"label:tenant", "vm_id"}),
-            (Keys{{std::nullopt, std::nullopt}, {std::nullopt, "v1"}, {"blue", "v2"}}));
+  EXPECT_EQ(key({"label:tenant", "vm_id"}), (Keys{{std::nullopt, std::nullopt}, {std::nullopt, "v1"}, {"blue", "v2"}}));
 }
 
 TEST_F(UsageTest, AnySplitAddsUpToTheWhole) {
@@ -193,8 +192,9 @@ TEST_F(UsageTest, BucketsBeginAtMultiplesOfTheirLength) {
 
 TEST_F(UsageTest, BucketsBeforeTheEpochAreAlignedToo) {
   LedgerText text;
-  text.vm_start("v", 0, [](Entry& e) { e.emitted_at_ns = -5 * kSecond; })
-      .vm_stop("v", 8, [](Entry& e) { e.emitted_at_ns = 3 * kSecond; });
+  text.vm_start("v", 0, [](Entry& e) { e.emitted_at_ns = -5 * kSecond; }).vm_stop("v", 8, [](Entry& e) {
+    e.emitted_at_ns = 3 * kSecond;
+  });
   UsageQuery query;
   query.every_ns = 10 * kSecond;
   const auto rows = use(text, query);

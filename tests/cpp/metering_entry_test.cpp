@@ -1,7 +1,3 @@
-#include "cocoon/metering/entry.h"
-
-#include <gtest/gtest.h>
-
 #include <array>
 #include <functional>
 #include <limits>
@@ -9,7 +5,10 @@
 #include <string>
 
 #include <fmt/format.h>
+#include <gtest/gtest.h>
 #include <nlohmann/json.hpp>
+
+#include "cocoon/metering/entry.h"
 
 #include "metering_support.h"
 
@@ -17,7 +16,8 @@ namespace cocoon::metering {
 namespace {
 
 constexpr std::int64_t kAt = 1'795'402'835'819'597'778;  // 2026-11-23T03:00:35.819597778Z
-const std::string kMinimal = R"({"kind":"vm.compute.start","vm_id":"v1","shape":{},"emitted_at":"2026-11-23T03:00:35Z"})";
+const std::string kMinimal =
+    R"({"kind":"vm.compute.start","vm_id":"v1","shape":{},"emitted_at":"2026-11-23T03:00:35Z"})";
 
 Entry full_entry() {
   Entry entry;
@@ -52,14 +52,15 @@ std::string fault_of(std::string_view line) {
 // -------------------------------------------------------------------------------------------------- writing
 
 TEST(EntryJson, WritesEveryKeyInTheDocumentedOrder) {
-  EXPECT_EQ(to_json(full_entry()),
-            R"({"kind":"vm.compute.stop","vm_id":"abcdefghijklmnopqrstuvwxyz",)"
-            R"("source_snapshot_id":"snapsnapsnapsnapsnapsnapsn","reason":"stop-crash","hypervisor":"cloud-hypervisor",)"
-            R"("shape":{"cpu":8,"mem_bytes":6442450944,"storage_bytes":44023414784},)"
-            R"("emitted_at":"2026-11-23T03:00:35.819597778Z","seq":42,"interval":41,)"
-            R"("labels":{"app":"web \u003c1\u003e \u0026 co","tenant":"blue"},"ended_at":"2026-11-23T03:00:35Z",)"
-            R"("ended_uptime_ns":1000,"evidence":"shim","alive_until":"2026-11-23T03:00:35.81959Z",)"
-            R"("boot_id":"0a1b2c3d","uptime_ns":99000000001})");
+  EXPECT_EQ(
+      to_json(full_entry()),
+      R"({"kind":"vm.compute.stop","vm_id":"abcdefghijklmnopqrstuvwxyz",)"
+      R"("source_snapshot_id":"snapsnapsnapsnapsnapsnapsn","reason":"stop-crash","hypervisor":"cloud-hypervisor",)"
+      R"("shape":{"cpu":8,"mem_bytes":6442450944,"storage_bytes":44023414784},)"
+      R"("emitted_at":"2026-11-23T03:00:35.819597778Z","seq":42,"interval":41,)"
+      R"("labels":{"app":"web \u003c1\u003e \u0026 co","tenant":"blue"},"ended_at":"2026-11-23T03:00:35Z",)"
+      R"("ended_uptime_ns":1000,"evidence":"shim","alive_until":"2026-11-23T03:00:35.81959Z",)"
+      R"("boot_id":"0a1b2c3d","uptime_ns":99000000001})");
 }
 
 TEST(EntryJson, LeavesAbsentKeysOutButAlwaysWritesTheShape) {
@@ -225,7 +226,9 @@ TEST(EntryJson, NamesTheFieldItsValueAndWhatIsAllowed) {
       {with("shape", R"({"cpu":-1})"), Fault::kField, {"field shape.cpu", "-1", integer}},
       {with("shape", R"({"cpu":1.0})"), Fault::kField, {"field shape.cpu", "1.0", integer}},
       {with("shape", R"({"mem_bytes":1e3})"), Fault::kField, {"field shape.mem_bytes", "1e3", integer}},
-      {with("shape", R"({"mem_bytes":9223372036854775808})"), Fault::kField, {"shape.mem_bytes", "9223372036854775808"}},
+      {with("shape", R"({"mem_bytes":9223372036854775808})"),
+       Fault::kField,
+       {"shape.mem_bytes", "9223372036854775808"}},
       {with("shape", R"({"mem_bytes":99999999999999999999})"), Fault::kField, {"shape.mem_bytes", integer}},
       {with("shape", R"({"storage_bytes":"1"})"), Fault::kField, {"field shape.storage_bytes", "\"1\"", integer}},
       {with("shape", R"({"storage_bytes":{}})"), Fault::kField, {"field shape.storage_bytes", "an object", integer}},
@@ -404,15 +407,40 @@ TEST(EntryTime, ALeapSecondIsTheFirstOfTheNextMonth) {
 }
 
 TEST(EntryTime, RefusesWhatIsNotRfc3339) {
-  for (const std::string_view wrong :
-       {"", "2026", "2026-11-23", "2026-11-23T", "2026-11-23T03:00:35", "2026-11-23 03:00:35Z", "2026-11-23T03:00Z",
-        "2026-13-01T00:00:00Z", "2026-00-01T00:00:00Z", "2026-02-29T00:00:00Z", "2100-02-29T00:00:00Z",
-        "2026-04-31T00:00:00Z", "2026-01-00T00:00:00Z", "2026-01-01T24:00:00Z", "2026-01-01T00:60:00Z",
-        "2026-01-01T00:00:61Z", "2026-01-01T00:00:00.Z", "2026-01-01T00:00:00.1234567890Z", "2026-01-01T00:00:00,5Z",
-        "2026-01-01T00:00:00+08", "2026-01-01T00:00:00+0800", "2026-01-01T00:00:00+24:00", "2026-01-01T00:00:00+00:60",
-        "2026-01-01T00:00:00ZZ", "2026-01-01T00:00:00Z ", " 2026-01-01T00:00:00Z", "26-01-01T00:00:00Z",
-        "02026-01-01T00:00:00Z", "+2026-01-01T00:00:00Z", "2026-1-1T00:00:00Z", "0000-01-01T00:00:00Z",
-        "1677-09-21T00:12:43.145224191Z", "2262-04-11T23:47:16.854775808Z", "9999-12-31T23:59:59Z"}) {
+  for (const std::string_view wrong : {"",
+                                       "2026",
+                                       "2026-11-23",
+                                       "2026-11-23T",
+                                       "2026-11-23T03:00:35",
+                                       "2026-11-23 03:00:35Z",
+                                       "2026-11-23T03:00Z",
+                                       "2026-13-01T00:00:00Z",
+                                       "2026-00-01T00:00:00Z",
+                                       "2026-02-29T00:00:00Z",
+                                       "2100-02-29T00:00:00Z",
+                                       "2026-04-31T00:00:00Z",
+                                       "2026-01-00T00:00:00Z",
+                                       "2026-01-01T24:00:00Z",
+                                       "2026-01-01T00:60:00Z",
+                                       "2026-01-01T00:00:61Z",
+                                       "2026-01-01T00:00:00.Z",
+                                       "2026-01-01T00:00:00.1234567890Z",
+                                       "2026-01-01T00:00:00,5Z",
+                                       "2026-01-01T00:00:00+08",
+                                       "2026-01-01T00:00:00+0800",
+                                       "2026-01-01T00:00:00+24:00",
+                                       "2026-01-01T00:00:00+00:60",
+                                       "2026-01-01T00:00:00ZZ",
+                                       "2026-01-01T00:00:00Z ",
+                                       " 2026-01-01T00:00:00Z",
+                                       "26-01-01T00:00:00Z",
+                                       "02026-01-01T00:00:00Z",
+                                       "+2026-01-01T00:00:00Z",
+                                       "2026-1-1T00:00:00Z",
+                                       "0000-01-01T00:00:00Z",
+                                       "1677-09-21T00:12:43.145224191Z",
+                                       "2262-04-11T23:47:16.854775808Z",
+                                       "9999-12-31T23:59:59Z"}) {
     EXPECT_THROW(parse_time(wrong), InvalidArgument) << wrong;
   }
 }

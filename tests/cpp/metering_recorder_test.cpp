@@ -1,13 +1,9 @@
-#include "cocoon/metering/recorder.h"
-
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include <gtest/gtest.h>
-
-#include <csignal>
 #include <chrono>
+#include <csignal>
 #include <memory>
 #include <mutex>
 #include <set>
@@ -16,10 +12,13 @@
 #include <thread>
 #include <vector>
 
+#include <gtest/gtest.h>
 #include <spdlog/sinks/ostream_sink.h>
 #include <spdlog/spdlog.h>
 
 #include "cocoon/error.h"
+#include "cocoon/metering/recorder.h"
+
 #include "metering_support.h"
 
 namespace cocoon::metering {
@@ -94,7 +93,7 @@ TEST_F(FileRecorderTest, WritesAtOnceOneLinePerEntryModeOwnerOnly) {
   EXPECT_EQ(test::read_file(path_), to_json(entry) + '\n');
   recorder.emit(entry);
   EXPECT_EQ(test::lines_of(test::read_file(path_)).size(), 2U);
-  struct stat status {};
+  struct stat status{};
   ASSERT_EQ(::stat(path_.c_str(), &status), 0);
   EXPECT_EQ(status.st_mode & 0777, 0600U);
   EXPECT_EQ(recorder.path(), path_);

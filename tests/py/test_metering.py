@@ -109,7 +109,7 @@ def test_values_are_immutable_and_hashable() -> None:
         assert copy.copy(value) == value
         assert copy.deepcopy(value) == value
         assert pickle.loads(pickle.dumps(value)) == value
-        assert eval(repr(value), {"Entry": Entry, "Shape": Shape}) == value  # noqa: S307 - our own repr
+        assert eval(repr(value), {"Entry": Entry, "Shape": Shape}) == value
 
 
 def test_now_is_the_default_time() -> None:

@@ -25,27 +25,35 @@ using metering::Kind;
 using metering::quote;
 using metering::Reason;
 
-// A clock that is slewed runs up to 0.05 % off, and the two clocks of an entry are read one after the other, by a process
-// that may lose its processor in between. A step is more than that.
+// A clock that is slewed runs up to 0.05 % off, and the two clocks of an entry are read one after the other, by a
+// process that may lose its processor in between. A step is more than that.
 constexpr std::int64_t kStepNs = 500'000'000;
 constexpr std::int64_t kSlewDivisor = 1'000;
 
 Code code_of(Anomaly anomaly) {
   switch (anomaly) {
-    case Anomaly::kDoubleStart: return Code::kDoubleStart;
-    case Anomaly::kStopWithoutStart: return Code::kStopWithoutStart;
-    case Anomaly::kShapeChanged: return Code::kShapeChanged;
-    case Anomaly::kHypervisorChanged: return Code::kHypervisorChanged;
-    case Anomaly::kNegativeLength: return Code::kNegativeLength;
+    case Anomaly::kDoubleStart:
+      return Code::kDoubleStart;
+    case Anomaly::kStopWithoutStart:
+      return Code::kStopWithoutStart;
+    case Anomaly::kShapeChanged:
+      return Code::kShapeChanged;
+    case Anomaly::kHypervisorChanged:
+      return Code::kHypervisorChanged;
+    case Anomaly::kNegativeLength:
+      return Code::kNegativeLength;
   }
   return Code::kBadField;
 }
 
 Code code_of(BadEntry::Fault fault) {
   switch (fault) {
-    case BadEntry::Fault::kJson: return Code::kBadJson;
-    case BadEntry::Fault::kKind: return Code::kUnknownKind;
-    case BadEntry::Fault::kField: return Code::kBadField;
+    case BadEntry::Fault::kJson:
+      return Code::kBadJson;
+    case BadEntry::Fault::kKind:
+      return Code::kUnknownKind;
+    case BadEntry::Fault::kField:
+      return Code::kBadField;
   }
   return Code::kBadJson;
 }
@@ -72,8 +80,8 @@ class Auditor {
   struct Vm {
     bool storage = false;
     bool compute = false;
-    // Storage was stopped before compute. That is the order of a relabel, which closes and opens all at one instant: it is
-    // a fault if the VM's next entry is of another instant, or never comes.
+    // Storage was stopped before compute. That is the order of a relabel, which closes and opens all at one instant: it
+    // is a fault if the VM's next entry is of another instant, or never comes.
     std::optional<Finding> outlived;
     std::int64_t outlived_at_ns = 0;
   };
@@ -95,14 +103,14 @@ class Auditor {
   AuditReport report_;
   std::map<std::string, Node> nodes_;  // by folder
   const std::filesystem::path* file_ = nullptr;
-  Node* node_ = nullptr;               // of file_
-  Position at_;                        // of the entry that is looked at
-  bool removed_ = false;               // its id was removed before: that is all there is to say of it
+  Node* node_ = nullptr;  // of file_
+  Position at_;           // of the entry that is looked at
+  bool removed_ = false;  // its id was removed before: that is all there is to say of it
   Pairer pairer_;
-  const Entry* paired_ = nullptr;      // the entry that the pairer is given
+  const Entry* paired_ = nullptr;  // the entry that the pairer is given
   IdSet removed_vms_;
   IdSet removed_snapshots_;
-  IdSet snapshots_;                    // ever opened
+  IdSet snapshots_;                          // ever opened
   std::unordered_map<std::string, Vm> vms_;  // with storage or compute
 };
 
@@ -180,7 +188,8 @@ void Auditor::look_at(const PlacedEntry& placed) {
     node.sequence.see_unnumbered();
   } else {
     switch (node.sequence.see(*entry.seq, at_)) {
-      case Sequence::Verdict::kNext: break;
+      case Sequence::Verdict::kNext:
+        break;
       case Sequence::Verdict::kLate:
         add(Code::kSeqBackwards, entry, fmt::format("seq {} comes after higher ones", *entry.seq));
         break;
@@ -267,8 +276,12 @@ void Auditor::look_at_vm(const Entry& entry) {
       }
       vm.compute = true;
       break;
-    case Kind::kVmComputeStop: vm.compute = false; break;
-    case Kind::kVmStorageStart: vm.storage = true; break;
+    case Kind::kVmComputeStop:
+      vm.compute = false;
+      break;
+    case Kind::kVmStorageStart:
+      vm.storage = true;
+      break;
     case Kind::kVmStorageStop:
       vm.storage = false;
       if (vm.compute) {
@@ -280,7 +293,8 @@ void Auditor::look_at_vm(const Entry& entry) {
       }
       break;
     case Kind::kSnapStorageStart:
-    case Kind::kSnapStorageStop: break;
+    case Kind::kSnapStorageStop:
+      break;
   }
   if (vm.storage || !vm.compute) {
     vm.outlived.reset();
@@ -326,8 +340,7 @@ void Auditor::finish() {
 }
 
 AuditReport Auditor::run(const Check& check) {
-  EntryReader reader(
-      files_, [this](const BadLine& bad) { look_at(bad); }, check);
+  EntryReader reader(files_, [this](const BadLine& bad) { look_at(bad); }, check);
   PlacedEntry placed;
   while (reader.next(placed)) {
     look_at(placed);
@@ -340,22 +353,38 @@ AuditReport Auditor::run(const Check& check) {
 
 std::string_view to_string(Code code) {
   switch (code) {
-    case Code::kTornLine: return "torn-line";
-    case Code::kBadJson: return "bad-json";
-    case Code::kBadField: return "bad-field";
-    case Code::kUnknownKind: return "unknown-kind";
-    case Code::kSeqGap: return "seq-gap";
-    case Code::kSeqRepeat: return "seq-repeat";
-    case Code::kSeqBackwards: return "seq-backwards";
-    case Code::kDoubleStart: return "double-start";
-    case Code::kStopWithoutStart: return "stop-without-start";
-    case Code::kShapeChanged: return "shape-changed";
-    case Code::kHypervisorChanged: return "hypervisor-changed";
-    case Code::kClockStepped: return "clock-stepped";
-    case Code::kNegativeLength: return "negative-length";
-    case Code::kComputeOutlivesStorage: return "compute-outlives-storage";
-    case Code::kAfterRemoval: return "after-removal";
-    case Code::kUnknownSourceSnapshot: return "unknown-source-snapshot";
+    case Code::kTornLine:
+      return "torn-line";
+    case Code::kBadJson:
+      return "bad-json";
+    case Code::kBadField:
+      return "bad-field";
+    case Code::kUnknownKind:
+      return "unknown-kind";
+    case Code::kSeqGap:
+      return "seq-gap";
+    case Code::kSeqRepeat:
+      return "seq-repeat";
+    case Code::kSeqBackwards:
+      return "seq-backwards";
+    case Code::kDoubleStart:
+      return "double-start";
+    case Code::kStopWithoutStart:
+      return "stop-without-start";
+    case Code::kShapeChanged:
+      return "shape-changed";
+    case Code::kHypervisorChanged:
+      return "hypervisor-changed";
+    case Code::kClockStepped:
+      return "clock-stepped";
+    case Code::kNegativeLength:
+      return "negative-length";
+    case Code::kComputeOutlivesStorage:
+      return "compute-outlives-storage";
+    case Code::kAfterRemoval:
+      return "after-removal";
+    case Code::kUnknownSourceSnapshot:
+      return "unknown-source-snapshot";
   }
   return {};
 }

@@ -1,8 +1,8 @@
 #pragma once
 // What is wrong with a ledger. Each fault is reported once, where it stands; what follows from a fault that is reported
 // already (a stop whose start lies in a gap) is not reported again.
-// What the Go engine writes differently (no seq, local time offsets, upper-case ids, a snapshot's stop without a shape) is
-// no fault.
+// What the Go engine writes differently (no seq, local time offsets, upper-case ids, a snapshot's stop without a shape)
+// is no fault.
 
 #include <cstdint>
 #include <optional>
@@ -16,22 +16,22 @@ namespace cocoon::ledger {
 
 // The codes, in the order of docs/ledger.md.
 enum class Code : std::uint8_t {
-  kTornLine,               // the file ends inside a line
-  kBadJson,                // not one JSON object
-  kBadField,               // a key missing, doubled, of a wrong type or value
+  kTornLine,  // the file ends inside a line
+  kBadJson,   // not one JSON object
+  kBadField,  // a key missing, doubled, of a wrong type or value
   kUnknownKind,
-  kSeqGap,                 // numbers are missing
-  kSeqRepeat,              // a number comes again
-  kSeqBackwards,           // a missing number comes late
-  kDoubleStart,            // started while open
+  kSeqGap,        // numbers are missing
+  kSeqRepeat,     // a number comes again
+  kSeqBackwards,  // a missing number comes late
+  kDoubleStart,   // started while open
   kStopWithoutStart,
-  kShapeChanged,           // a stop's shape is not its start's
-  kHypervisorChanged,      // the same of the hypervisor
-  kClockStepped,           // wall clock and uptime went on by different amounts between two entries of one boot
-  kNegativeLength,         // a stop, or the death it reports, lies before its start
-  kComputeOutlivesStorage, // a VM computes while it has no storage
-  kAfterRemoval,           // an id goes on after vm-rm or snap-rm
-  kUnknownSourceSnapshot,  // cloned or restored from a snapshot that this ledger never opened
+  kShapeChanged,            // a stop's shape is not its start's
+  kHypervisorChanged,       // the same of the hypervisor
+  kClockStepped,            // wall clock and uptime went on by different amounts between two entries of one boot
+  kNegativeLength,          // a stop, or the death it reports, lies before its start
+  kComputeOutlivesStorage,  // a VM computes while it has no storage
+  kAfterRemoval,            // an id goes on after vm-rm or snap-rm
+  kUnknownSourceSnapshot,   // cloned or restored from a snapshot that this ledger never opened
 };
 
 std::string_view to_string(Code code);  // "torn-line", …

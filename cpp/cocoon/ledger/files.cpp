@@ -97,7 +97,7 @@ Files find_files(std::span<const std::string> patterns) {
   Files files;
   std::set<std::pair<dev_t, ino_t>> seen;
   const auto add = [&](const fs::path& path) {
-    struct stat status {};
+    struct stat status{};
     if (::stat(path.c_str(), &status) != 0) {
       const int code = errno;
       throw LedgerError(system_message("read ledger " + path.string(), code), path.string(), code);
@@ -107,7 +107,7 @@ Files find_files(std::span<const std::string> patterns) {
     }
   };
   for (const std::string& pattern : patterns) {
-    struct stat status {};
+    struct stat status{};
     if (::stat(pattern.c_str(), &status) == 0) {
       if (S_ISDIR(status.st_mode)) {
         std::ranges::for_each(files_in(pattern), add);

@@ -53,7 +53,7 @@ struct Follower::File {
   dev_t device = 0;
   ino_t inode = 0;
   std::uint64_t consumed = 0;  // whole lines up to here; what follows is read again at each change
-  struct stat seen {};         // when it was read last
+  struct stat seen{};          // when it was read last
   bool again = false;          // lines of it may have been delivered before
   bool listed = true;          // some path still names it
 };
@@ -78,7 +78,7 @@ void Follower::look_for_files(bool at_end) {
     for (const std::filesystem::path& path : paths) {
       auto file = std::make_unique<File>();
       file->path = path;
-      struct stat status {};
+      struct stat status{};
       if (::stat(path.c_str(), &status) != 0) {
         if (errno == ENOENT) continue;  // renamed meanwhile
         fail_on(path, errno);
@@ -109,7 +109,8 @@ void Follower::look_for_files(bool at_end) {
         for (std::size_t end = last; end != std::string::npos && end > 0;) {
           const std::size_t before = tail.rfind('\n', end - 1);
           const std::size_t start = before == std::string::npos ? 0 : before + 1;
-          if (const std::uint64_t seq = metering::line_seq(std::string_view(tail).substr(start, end - start)); seq != 0) {
+          if (const std::uint64_t seq = metering::line_seq(std::string_view(tail).substr(start, end - start));
+              seq != 0) {
             std::uint64_t& known_seq = last_seq_[path.parent_path().string()];
             known_seq = std::max(known_seq, seq);
             break;
@@ -143,7 +144,7 @@ void Follower::take_line(File& file, std::string_view line, std::uint64_t offset
 
 // True if there may be more: one block at a time, so that a long ledger does not fill the memory.
 bool Follower::read_some(File& file) {
-  struct stat status {};
+  struct stat status{};
   if (::fstat(file.fd, &status) != 0) fail_on(file.path, errno);
   if (status.st_size == file.seen.st_size && same_time(status.st_mtim, file.seen.st_mtim)) {
     return false;
@@ -164,9 +165,9 @@ bool Follower::read_some(File& file) {
     begin = end + 1;
   }
   if (begin == 0 && text.size() >= kLongestLine) {
-    found_.emplace_back(LedgerError(fmt::format("follow ledger {}, byte {}: the line is longer than 16 MiB",
-                                                file.path.string(), file.consumed),
-                                    file.path.string()));
+    found_.emplace_back(LedgerError(
+        fmt::format("follow ledger {}, byte {}: the line is longer than 16 MiB", file.path.string(), file.consumed),
+        file.path.string()));
     begin = text.size();
   }
   file.consumed += begin;

@@ -23,9 +23,8 @@ namespace cocoon::ledger {
 
 class Follower {
  public:
-  // Patterns as find_files takes them; a file that is not there yet is waited for. Begins at the end of what is there, or
-  // at its beginning.
-  // Errors   LedgerError: a file that is there cannot be read.
+  // Patterns as find_files takes them; a file that is not there yet is waited for. Begins at the end of what is there,
+  // or at its beginning. Errors   LedgerError: a file that is there cannot be read.
   explicit Follower(std::vector<std::string> patterns, bool from_start = false);
   ~Follower();
   Follower(const Follower&) = delete;

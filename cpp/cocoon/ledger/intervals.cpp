@@ -48,17 +48,22 @@ bool is_go_snapshot_stop(const Entry& entry) {
 
 std::string_view to_string(Dimension dimension) {
   switch (dimension) {
-    case Dimension::kVmCompute: return "vm.compute";
-    case Dimension::kVmStorage: return "vm.storage";
-    case Dimension::kSnapStorage: return "snap.storage";
+    case Dimension::kVmCompute:
+      return "vm.compute";
+    case Dimension::kVmStorage:
+      return "vm.storage";
+    case Dimension::kSnapStorage:
+      return "snap.storage";
   }
   return {};
 }
 
 std::string_view to_string(LengthFrom from) {
   switch (from) {
-    case LengthFrom::kUptime: return "uptime";
-    case LengthFrom::kWall: return "wall";
+    case LengthFrom::kUptime:
+      return "uptime";
+    case LengthFrom::kWall:
+      return "wall";
   }
   return {};
 }
@@ -73,11 +78,14 @@ CrashEnd parse_crash_end(std::string_view text) {
 Dimension dimension_of(Kind kind) {
   switch (kind) {
     case Kind::kVmComputeStart:
-    case Kind::kVmComputeStop: return Dimension::kVmCompute;
+    case Kind::kVmComputeStop:
+      return Dimension::kVmCompute;
     case Kind::kVmStorageStart:
-    case Kind::kVmStorageStop: return Dimension::kVmStorage;
+    case Kind::kVmStorageStop:
+      return Dimension::kVmStorage;
     case Kind::kSnapStorageStart:
-    case Kind::kSnapStorageStop: return Dimension::kSnapStorage;
+    case Kind::kSnapStorageStop:
+      return Dimension::kSnapStorage;
   }
   return Dimension::kVmCompute;
 }
@@ -105,8 +113,8 @@ void Pairer::add(const Entry& entry) {
 void Pairer::set_length(const Open& open, const Entry& end, Interval& interval) {
   const bool one_boot =
       !open.boot_id.empty() && open.boot_id == end.boot_id && open.uptime_ns.has_value() && end.uptime_ns.has_value();
-  const std::int64_t whole = one_boot ? difference(*end.uptime_ns, *open.uptime_ns)
-                                      : difference(end.emitted_at_ns, interval.start_ns);
+  const std::int64_t whole =
+      one_boot ? difference(*end.uptime_ns, *open.uptime_ns) : difference(end.emitted_at_ns, interval.start_ns);
   std::int64_t length = whole;
   LengthFrom from = one_boot ? LengthFrom::kUptime : LengthFrom::kWall;
   if (crash_ != CrashEnd::kEmitted && end.ended_at_ns) {
@@ -216,8 +224,7 @@ void Pairer::finish(std::int64_t until_ns) {
 std::vector<Interval> read_intervals(const Files& files, CrashEnd crash, std::int64_t until_ns, const Check& check) {
   std::vector<Interval> intervals;
   Pairer pairer(crash, [&](Interval&& interval) { intervals.push_back(std::move(interval)); });
-  for_each_entry(
-      files, [&](PlacedEntry&& placed) { pairer.add(placed.entry); }, check);
+  for_each_entry(files, [&](PlacedEntry&& placed) { pairer.add(placed.entry); }, check);
   pairer.finish(until_ns);
   std::sort(intervals.begin(), intervals.end(),
             [](const Interval& a, const Interval& b) { return a.ordinal < b.ordinal; });

@@ -62,7 +62,11 @@ struct Interval {
 };
 
 enum class Anomaly : std::uint8_t {
-  kDoubleStart, kStopWithoutStart, kShapeChanged, kHypervisorChanged, kNegativeLength,
+  kDoubleStart,
+  kStopWithoutStart,
+  kShapeChanged,
+  kHypervisorChanged,
+  kNegativeLength,
 };
 
 class Pairer {

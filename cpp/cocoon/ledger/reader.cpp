@@ -45,7 +45,7 @@ bool LineReader::open_next() {
   }
   const std::filesystem::path& path = (*files_)[next_file_++];
   fd_ = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
-  struct stat status {};
+  struct stat status{};
   if (fd_ < 0 || ::fstat(fd_, &status) != 0) {
     const int code = errno;
     close();

@@ -1,7 +1,6 @@
 #pragma once
-// Ledger files as a stream of lines and of entries, each with its place. A pass holds one block of a file and one line in
-// memory, whatever the files' size.
-// Threads  a reader belongs to one thread at a time.
+// Ledger files as a stream of lines and of entries, each with its place. A pass holds one block of a file and one line
+// in memory, whatever the files' size. Threads  a reader belongs to one thread at a time.
 
 #include <cstdint>
 #include <filesystem>
@@ -25,7 +24,8 @@ using Check = std::function<void()>;
 // What a caller names, as files in reading order: a file is itself; a folder is its *.jsonl, the rotated parts
 // (name.<first>-<last>.jsonl) by their first seq before the current file; anything else is a glob pattern, in the same
 // order. A file that is named twice is read once.
-// Errors   LedgerError: nothing is there, it cannot be looked at, or a folder holds compressed parts, which this version
+// Errors   LedgerError: nothing is there, it cannot be looked at, or a folder holds compressed parts, which this
+// version
 //          does not read.
 Files find_files(std::span<const std::string> patterns);
 
@@ -64,7 +64,7 @@ class LineReader {
   std::size_t next_file_ = 0;
   int fd_ = -1;
   std::vector<char> block_;
-  std::size_t begin_ = 0;    // of what is not delivered yet, in block_
+  std::size_t begin_ = 0;  // of what is not delivered yet, in block_
   std::size_t end_ = 0;
   std::size_t scanned_ = 0;  // up to here there is no '\n'
   Position at_;              // of begin_
@@ -88,7 +88,8 @@ class EntryReader {
  public:
   using OnBad = std::function<void(const BadLine& bad)>;
 
-  // Lines that are no entries go to `on_bad`. Without it next() throws at each, and the call after that goes on behind it.
+  // Lines that are no entries go to `on_bad`. Without it next() throws at each, and the call after that goes on behind
+  // it.
   explicit EntryReader(std::shared_ptr<const Files> files, OnBad on_bad = {}, Check check = {});
 
   // False at the end.

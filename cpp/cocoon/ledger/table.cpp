@@ -68,11 +68,17 @@ void Column::add_valid(bool valid) {
 void Column::add_null() {
   switch (type_) {
     case ColumnType::kText:
-    case ColumnType::kLabels: ends_.push_back(text_.size()); break;
+    case ColumnType::kLabels:
+      ends_.push_back(text_.size());
+      break;
     case ColumnType::kInteger:
     case ColumnType::kBoolean:
-    case ColumnType::kTime: integers_.push_back(0); break;
-    case ColumnType::kReal: reals_.push_back(0); break;
+    case ColumnType::kTime:
+      integers_.push_back(0);
+      break;
+    case ColumnType::kReal:
+      reals_.push_back(0);
+      break;
   }
   add_valid(false);
 }
@@ -103,22 +109,48 @@ void Column::add_some(std::string_view value) {
 
 Table entries_table(const Files& files, const Check& check) {
   using Type = ColumnType;
-  auto columns = make_columns({{"kind", Type::kText}, {"vm_id", Type::kText}, {"snapshot_id", Type::kText},
-                               {"source_snapshot_id", Type::kText}, {"reason", Type::kText},
-                               {"hypervisor", Type::kText}, {"cpu", Type::kInteger}, {"mem_bytes", Type::kInteger},
-                               {"storage_bytes", Type::kInteger}, {"emitted_at", Type::kTime},
-                               {"emitted_at_ns", Type::kInteger}, {"seq", Type::kInteger},
-                               {"interval", Type::kInteger}, {"labels", Type::kLabels}, {"ended_at", Type::kTime},
-                               {"ended_uptime_ns", Type::kInteger}, {"evidence", Type::kText},
-                               {"alive_until", Type::kTime}, {"boot_id", Type::kText},
+  auto columns = make_columns({{"kind", Type::kText},
+                               {"vm_id", Type::kText},
+                               {"snapshot_id", Type::kText},
+                               {"source_snapshot_id", Type::kText},
+                               {"reason", Type::kText},
+                               {"hypervisor", Type::kText},
+                               {"cpu", Type::kInteger},
+                               {"mem_bytes", Type::kInteger},
+                               {"storage_bytes", Type::kInteger},
+                               {"emitted_at", Type::kTime},
+                               {"emitted_at_ns", Type::kInteger},
+                               {"seq", Type::kInteger},
+                               {"interval", Type::kInteger},
+                               {"labels", Type::kLabels},
+                               {"ended_at", Type::kTime},
+                               {"ended_uptime_ns", Type::kInteger},
+                               {"evidence", Type::kText},
+                               {"alive_until", Type::kTime},
+                               {"boot_id", Type::kText},
                                {"uptime_ns", Type::kInteger}});
   const auto add = [&](PlacedEntry&& placed) {
     const Entry& e = placed.entry;
     Row(columns)
-        .text(to_string(e.kind)).text(e.vm_id).text(e.snapshot_id).text(e.source_snapshot_id).reason(e.reason)
-        .text(e.hypervisor).integer(e.shape.cpu).integer(e.shape.mem_bytes).integer(e.shape.storage_bytes)
-        .integer(e.emitted_at_ns).integer(e.emitted_at_ns).some(e.seq).some(e.interval).labels(e.labels)
-        .some(e.ended_at_ns).some(e.ended_uptime_ns).text(e.evidence).some(e.alive_until_ns).text(e.boot_id)
+        .text(to_string(e.kind))
+        .text(e.vm_id)
+        .text(e.snapshot_id)
+        .text(e.source_snapshot_id)
+        .reason(e.reason)
+        .text(e.hypervisor)
+        .integer(e.shape.cpu)
+        .integer(e.shape.mem_bytes)
+        .integer(e.shape.storage_bytes)
+        .integer(e.emitted_at_ns)
+        .integer(e.emitted_at_ns)
+        .some(e.seq)
+        .some(e.interval)
+        .labels(e.labels)
+        .some(e.ended_at_ns)
+        .some(e.ended_uptime_ns)
+        .text(e.evidence)
+        .some(e.alive_until_ns)
+        .text(e.boot_id)
         .some(e.uptime_ns);
   };
   for_each_entry(files, add, check);
@@ -127,17 +159,35 @@ Table entries_table(const Files& files, const Check& check) {
 
 Table intervals_table(const Files& files, std::int64_t until_ns, const Check& check) {
   using Type = ColumnType;
-  auto columns = make_columns({{"id", Type::kText}, {"kind", Type::kText}, {"hypervisor", Type::kText},
-                               {"cpu", Type::kInteger}, {"mem_bytes", Type::kInteger},
-                               {"storage_bytes", Type::kInteger}, {"start", Type::kTime}, {"stop", Type::kTime},
-                               {"start_reason", Type::kText}, {"stop_reason", Type::kText},
-                               {"source_snapshot_id", Type::kText}, {"length_ns", Type::kInteger},
-                               {"open", Type::kBoolean}, {"length_from", Type::kText}});
+  auto columns = make_columns({{"id", Type::kText},
+                               {"kind", Type::kText},
+                               {"hypervisor", Type::kText},
+                               {"cpu", Type::kInteger},
+                               {"mem_bytes", Type::kInteger},
+                               {"storage_bytes", Type::kInteger},
+                               {"start", Type::kTime},
+                               {"stop", Type::kTime},
+                               {"start_reason", Type::kText},
+                               {"stop_reason", Type::kText},
+                               {"source_snapshot_id", Type::kText},
+                               {"length_ns", Type::kInteger},
+                               {"open", Type::kBoolean},
+                               {"length_from", Type::kText}});
   for (const Interval& i : read_intervals(files, CrashEnd::kEnded, until_ns, check)) {
     Row(columns)
-        .text(i.id).text(to_string(i.dimension)).text(i.hypervisor).integer(i.shape.cpu).integer(i.shape.mem_bytes)
-        .integer(i.shape.storage_bytes).integer(i.start_ns).some(i.stop_ns).reason(i.start_reason)
-        .reason(i.stop_reason).text(i.source_snapshot_id).integer(i.length_ns).boolean(i.open)
+        .text(i.id)
+        .text(to_string(i.dimension))
+        .text(i.hypervisor)
+        .integer(i.shape.cpu)
+        .integer(i.shape.mem_bytes)
+        .integer(i.shape.storage_bytes)
+        .integer(i.start_ns)
+        .some(i.stop_ns)
+        .reason(i.start_reason)
+        .reason(i.stop_reason)
+        .text(i.source_snapshot_id)
+        .integer(i.length_ns)
+        .boolean(i.open)
         .text(to_string(i.length_from));
   }
   return Table(std::move(columns));
@@ -165,8 +215,11 @@ Table usage_table(const Files& files, const UsageQuery& query, std::int64_t now_
     if (query.every_ns) {
       row.integer(usage.bucket_ns);
     }
-    row.real(per_second(usage.vcpu_ns)).real(per_second(usage.mem_byte_ns)).real(per_second(usage.storage_byte_ns))
-        .count(usage.intervals).count(usage.open);
+    row.real(per_second(usage.vcpu_ns))
+        .real(per_second(usage.mem_byte_ns))
+        .real(per_second(usage.storage_byte_ns))
+        .count(usage.intervals)
+        .count(usage.open);
   }
   return Table(std::move(columns));
 }

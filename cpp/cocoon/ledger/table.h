@@ -36,7 +36,7 @@ class Column {
   [[nodiscard]] std::size_t null_count() const { return nulls_; }
 
   // Requires the type, and a row that is not null.
-  [[nodiscard]] std::string_view text(std::size_t row) const;  // kText, kLabels
+  [[nodiscard]] std::string_view text(std::size_t row) const;                           // kText, kLabels
   [[nodiscard]] std::int64_t integer(std::size_t row) const { return integers_[row]; }  // kInteger, kBoolean, kTime
   [[nodiscard]] double real(std::size_t row) const { return reals_[row]; }
 
@@ -65,8 +65,8 @@ class Column {
   std::size_t nulls_ = 0;
   std::vector<std::int64_t> integers_;
   std::vector<double> reals_;
-  std::string text_;                  // all values, one behind the other
-  std::vector<std::uint64_t> ends_;   // of each in text_
+  std::string text_;                 // all values, one behind the other
+  std::vector<std::uint64_t> ends_;  // of each in text_
 };
 
 class Table {

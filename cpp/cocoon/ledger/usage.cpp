@@ -111,7 +111,9 @@ void Usage::count(const Interval& interval, const Key& key, std::int64_t bucket_
       add_product(length_ns, interval.shape.mem_bytes, row.mem_byte_ns);
       break;
     case Dimension::kVmStorage:
-    case Dimension::kSnapStorage: add_product(length_ns, interval.shape.storage_bytes, row.storage_byte_ns); break;
+    case Dimension::kSnapStorage:
+      add_product(length_ns, interval.shape.storage_bytes, row.storage_byte_ns);
+      break;
   }
   ++row.intervals;
   row.open += interval.open ? 1 : 0;
@@ -142,9 +144,10 @@ void Usage::add(const Interval& interval) {
   // Buckets of other intervals and keys may be the same ones, so this refuses nothing that fits.
   const std::uint64_t buckets = length(from, to) / static_cast<std::uint64_t>(*query_.every_ns);
   if (std::max<std::uint64_t>(buckets, rows_.size()) > kMostRows) {
-    throw InvalidArgument(fmt::format("every: {} ns makes more than {} rows of this ledger; allowed is a longer bucket "
-                                      "or a shorter window",
-                                      *query_.every_ns, kMostRows));
+    throw InvalidArgument(
+        fmt::format("every: {} ns makes more than {} rows of this ledger; allowed is a longer bucket "
+                    "or a shorter window",
+                    *query_.every_ns, kMostRows));
   }
   for (std::int64_t at = from; at < to;) {
     const std::int64_t bucket = bucket_of(at, *query_.every_ns);
@@ -167,8 +170,7 @@ std::vector<UsageRow> Usage::rows() const {
 std::vector<UsageRow> read_usage(const Files& files, const UsageQuery& query, std::int64_t now_ns, const Check& check) {
   Usage usage(query, now_ns);
   Pairer pairer(query.crash, [&](Interval&& interval) { usage.add(interval); });
-  for_each_entry(
-      files, [&](PlacedEntry&& placed) { pairer.add(placed.entry); }, check);
+  for_each_entry(files, [&](PlacedEntry&& placed) { pairer.add(placed.entry); }, check);
   pairer.finish(usage.until_ns());
   return usage.rows();
 }

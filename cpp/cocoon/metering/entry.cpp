@@ -49,8 +49,8 @@ std::string allowed(const Table& table) {
   return out;
 }
 
-// Bytes that stand for themselves in a JSON string. Everything past ASCII needs a look: it must be UTF-8, and U+2028 and
-// U+2029 are escaped. <, > and & are escaped too, as the Go engine's encoder does.
+// Bytes that stand for themselves in a JSON string. Everything past ASCII needs a look: it must be UTF-8, and U+2028
+// and U+2029 are escaped. <, > and & are escaped too, as the Go engine's encoder does.
 constexpr std::array<bool, 256> kPlain = [] {
   std::array<bool, 256> plain{};
   for (std::size_t byte = 0x20; byte < 0x80; ++byte) {
@@ -69,14 +69,29 @@ bool is_plain(std::string_view text) {
 
 void append_escape(std::uint8_t byte, std::string& out) {
   switch (byte) {
-    case '"': out += "\\\""; return;
-    case '\\': out += "\\\\"; return;
-    case '\b': out += "\\b"; return;
-    case '\f': out += "\\f"; return;
-    case '\n': out += "\\n"; return;
-    case '\r': out += "\\r"; return;
-    case '\t': out += "\\t"; return;
-    default: break;
+    case '"':
+      out += "\\\"";
+      return;
+    case '\\':
+      out += "\\\\";
+      return;
+    case '\b':
+      out += "\\b";
+      return;
+    case '\f':
+      out += "\\f";
+      return;
+    case '\n':
+      out += "\\n";
+      return;
+    case '\r':
+      out += "\\r";
+      return;
+    case '\t':
+      out += "\\t";
+      return;
+    default:
+      break;
   }
   constexpr std::string_view kHex = "0123456789abcdef";
   out += "\\u00";
@@ -210,13 +225,9 @@ void append_unchecked(const Entry& entry, std::string& out) {
 
 }  // namespace
 
-std::string_view to_string(Kind kind) {
-  return kKinds[static_cast<std::size_t>(kind)].second;
-}
+std::string_view to_string(Kind kind) { return kKinds[static_cast<std::size_t>(kind)].second; }
 
-std::string_view to_string(Reason reason) {
-  return kReasons[static_cast<std::size_t>(reason)].second;
-}
+std::string_view to_string(Reason reason) { return kReasons[static_cast<std::size_t>(reason)].second; }
 
 Kind parse_kind(std::string_view text) {
   for (const auto& [kind, name] : kKinds) {
@@ -240,10 +251,12 @@ bool is_start(Kind kind) {
   switch (kind) {
     case Kind::kVmComputeStart:
     case Kind::kVmStorageStart:
-    case Kind::kSnapStorageStart: return true;
+    case Kind::kSnapStorageStart:
+      return true;
     case Kind::kVmComputeStop:
     case Kind::kVmStorageStop:
-    case Kind::kSnapStorageStop: return false;
+    case Kind::kSnapStorageStop:
+      return false;
   }
   return false;
 }
@@ -253,9 +266,11 @@ bool is_vm(Kind kind) {
     case Kind::kVmComputeStart:
     case Kind::kVmComputeStop:
     case Kind::kVmStorageStart:
-    case Kind::kVmStorageStop: return true;
+    case Kind::kVmStorageStop:
+      return true;
     case Kind::kSnapStorageStart:
-    case Kind::kSnapStorageStop: return false;
+    case Kind::kSnapStorageStop:
+      return false;
   }
   return false;
 }

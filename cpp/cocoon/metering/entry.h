@@ -50,16 +50,16 @@ struct Entry {
   std::optional<Reason> reason;
   std::string hypervisor;
   Shape shape;
-  std::int64_t emitted_at_ns = 0;                 // since the epoch, UTC
-  std::optional<std::uint64_t> seq;               // from 1, gapless within one node
-  std::optional<std::uint64_t> interval;          // seq of the entry that opened this interval
-  std::map<std::string, std::string> labels;      // starts only
-  std::optional<std::int64_t> ended_at_ns;        // when the VMM really died
+  std::int64_t emitted_at_ns = 0;             // since the epoch, UTC
+  std::optional<std::uint64_t> seq;           // from 1, gapless within one node
+  std::optional<std::uint64_t> interval;      // seq of the entry that opened this interval
+  std::map<std::string, std::string> labels;  // starts only
+  std::optional<std::int64_t> ended_at_ns;    // when the VMM really died
   std::optional<std::int64_t> ended_uptime_ns;
-  std::string evidence;                           // who saw it: shim, watch, log
-  std::optional<std::int64_t> alive_until_ns;     // last proven alive, when the death was not seen
-  std::string boot_id;                            // first 8 hex digits of the kernel's boot id
-  std::optional<std::int64_t> uptime_ns;          // CLOCK_BOOTTIME at the transition
+  std::string evidence;                        // who saw it: shim, watch, log
+  std::optional<std::int64_t> alive_until_ns;  // last proven alive, when the death was not seen
+  std::string boot_id;                         // first 8 hex digits of the kernel's boot id
+  std::optional<std::int64_t> uptime_ns;       // CLOCK_BOOTTIME at the transition
   bool operator==(const Entry&) const = default;
 };
 
@@ -89,7 +89,8 @@ bool is_start(Kind kind);
 bool is_vm(Kind kind);  // of a VM, not of a snapshot
 
 // What append_json checks before it writes, the encoding of text apart.
-// Errors   InvalidArgument: a negative number, a seq or interval of 0 or past 2^63 - 1, an id missing or of the wrong kind.
+// Errors   InvalidArgument: a negative number, a seq or interval of 0 or past 2^63 - 1, an id missing or of the wrong
+// kind.
 void check(const Entry& entry);
 
 // The ledger line of an entry, without '\n'. Keys in the order of docs/ledger.md, absent ones left out.

@@ -1,5 +1,5 @@
-// Reading entries: a SAX handler straight into the Entry, so that nothing of a hostile line is built up in memory, doubled
-// keys are seen (a DOM would keep the last one silently), and a line with a bad field still tells its seq.
+// Reading entries: a SAX handler straight into the Entry, so that nothing of a hostile line is built up in memory,
+// doubled keys are seen (a DOM would keep the last one silently), and a line with a bad field still tells its seq.
 
 #include <algorithm>
 #include <array>
@@ -25,39 +25,60 @@ namespace {
 using nlohmann::json;
 
 enum class Field : std::uint8_t {
-  kKind, kVmId, kSnapshotId, kSourceSnapshotId, kReason, kHypervisor, kShape, kEmittedAt, kSeq, kInterval, kLabels,
-  kEndedAt, kEndedUptime, kEvidence, kAliveUntil, kBootId, kUptime, kCpu, kMemBytes, kStorageBytes,
+  kKind,
+  kVmId,
+  kSnapshotId,
+  kSourceSnapshotId,
+  kReason,
+  kHypervisor,
+  kShape,
+  kEmittedAt,
+  kSeq,
+  kInterval,
+  kLabels,
+  kEndedAt,
+  kEndedUptime,
+  kEvidence,
+  kAliveUntil,
+  kBootId,
+  kUptime,
+  kCpu,
+  kMemBytes,
+  kStorageBytes,
   kLabel,    // any key of labels
   kUnknown,  // ignored, whatever it holds
 };
 
-struct FieldName {
+enum class Accepts : std::uint8_t { kText, kObject, kFromZero, kFromOne };
+
+struct FieldInfo {
   std::string_view key;
   std::string_view path;
+  Accepts accepts;
 };
 
 // By Field, as far as the names are fixed: first the line's keys, then the shape's.
-constexpr std::array<FieldName, 20> kFieldNames = {{
-    {"kind", "kind"},
-    {"vm_id", "vm_id"},
-    {"snapshot_id", "snapshot_id"},
-    {"source_snapshot_id", "source_snapshot_id"},
-    {"reason", "reason"},
-    {"hypervisor", "hypervisor"},
-    {"shape", "shape"},
-    {"emitted_at", "emitted_at"},
-    {"seq", "seq"},
-    {"interval", "interval"},
-    {"labels", "labels"},
-    {"ended_at", "ended_at"},
-    {"ended_uptime_ns", "ended_uptime_ns"},
-    {"evidence", "evidence"},
-    {"alive_until", "alive_until"},
-    {"boot_id", "boot_id"},
-    {"uptime_ns", "uptime_ns"},
-    {"cpu", "shape.cpu"},
-    {"mem_bytes", "shape.mem_bytes"},
-    {"storage_bytes", "shape.storage_bytes"},
+constexpr std::array<FieldInfo, 20> kFields = {{
+    {"kind", "kind", Accepts::kText},
+    {"vm_id", "vm_id", Accepts::kText},
+    {"snapshot_id", "snapshot_id", Accepts::kText},
+    {"source_snapshot_id", "source_snapshot_id", Accepts::kText},
+    {"reason", "reason", Accepts::kText},
+    {"hypervisor", "hypervisor", Accepts::kText},
+    {"shape", "shape", Accepts::kObject},
+    {"emitted_at", "emitted_at", Accepts::kText},
+    {"seq", "seq", Accepts::kFromOne},
+    {"interval", "interval", Accepts::kFromOne},
+    {"labels", "labels", Accepts::kObject},
+    {"ended_at", "ended_at", Accepts::kText},
+    {"ended_uptime_ns", "ended_uptime_ns", Accepts::kFromZero},
+    {"evidence", "evidence", Accepts::kText},
+    {"alive_until", "alive_until", Accepts::kText},
+    {"boot_id", "boot_id", Accepts::kText},
+    {"uptime_ns", "uptime_ns", Accepts::kFromZero},
+    {"cpu", "shape.cpu", Accepts::kFromZero},
+    {"mem_bytes", "shape.mem_bytes", Accepts::kFromZero},
+    {"storage_bytes", "shape.storage_bytes", Accepts::kFromZero},
 }};
 constexpr auto kFirstOfShape = static_cast<std::size_t>(Field::kCpu);
 
@@ -65,7 +86,7 @@ constexpr std::uint32_t bit(Field field) { return std::uint32_t{1} << static_cas
 
 Field find_field(std::string_view key, std::size_t first, std::size_t last) {
   for (std::size_t i = first; i < last; ++i) {
-    if (kFieldNames[i].key == key) {
+    if (kFields[i].key == key) {
       return static_cast<Field>(i);
     }
   }
@@ -113,7 +134,7 @@ class Handler {
   void refuse(std::string_view value);
   void fail(BadEntry::Fault fault, std::string message);
   [[nodiscard]] std::string path() const;
-  [[nodiscard]] bool expects_text() const;
+  [[nodiscard]] Accepts accepts() const;  // of field_, which is not unknown
 
   Entry entry_;
   Where where_ = Where::kOutside;
@@ -124,8 +145,8 @@ class Handler {
   std::vector<std::string> unknown_;  // keys of the line, to see doubled ones
   std::optional<std::int64_t> emitted_at_ns_;
   std::string syntax_error_;
-  std::size_t syntax_error_at_ = 0;   // bytes read when it was found
-  std::string message_;               // of the first fault
+  std::size_t syntax_error_at_ = 0;  // bytes read when it was found
+  std::string message_;              // of the first fault
   BadEntry::Fault fault_ = BadEntry::Fault::kJson;
 };
 
@@ -140,35 +161,11 @@ std::string Handler::path() const {
   if (field_ == Field::kLabel) {
     return "labels." + quote(label_);
   }
-  return std::string(kFieldNames[static_cast<std::size_t>(field_)].path);
+  return std::string(kFields[static_cast<std::size_t>(field_)].path);
 }
 
-bool Handler::expects_text() const {
-  switch (field_) {
-    case Field::kKind:
-    case Field::kVmId:
-    case Field::kSnapshotId:
-    case Field::kSourceSnapshotId:
-    case Field::kReason:
-    case Field::kHypervisor:
-    case Field::kEmittedAt:
-    case Field::kEndedAt:
-    case Field::kEvidence:
-    case Field::kAliveUntil:
-    case Field::kBootId:
-    case Field::kLabel: return true;
-    case Field::kShape:
-    case Field::kSeq:
-    case Field::kInterval:
-    case Field::kLabels:
-    case Field::kEndedUptime:
-    case Field::kUptime:
-    case Field::kCpu:
-    case Field::kMemBytes:
-    case Field::kStorageBytes:
-    case Field::kUnknown: return false;
-  }
-  return false;
+Accepts Handler::accepts() const {
+  return field_ == Field::kLabel ? Accepts::kText : kFields[static_cast<std::size_t>(field_)].accepts;
 }
 
 // A value of the wrong type, or a number that does not fit.
@@ -176,13 +173,20 @@ void Handler::refuse(std::string_view value) {
   if (field_ == Field::kUnknown) {
     return;
   }
-  std::string_view allowed = "an integer from 0 to 9223372036854775807";
-  if (expects_text()) {
-    allowed = "a string";
-  } else if (field_ == Field::kShape || field_ == Field::kLabels) {
-    allowed = "an object";
-  } else if (field_ == Field::kSeq || field_ == Field::kInterval) {
-    allowed = "an integer from 1 to 9223372036854775807";
+  std::string_view allowed;
+  switch (accepts()) {
+    case Accepts::kText:
+      allowed = "a string";
+      break;
+    case Accepts::kObject:
+      allowed = "an object";
+      break;
+    case Accepts::kFromZero:
+      allowed = "an integer from 0 to 9223372036854775807";
+      break;
+    case Accepts::kFromOne:
+      allowed = "an integer from 1 to 9223372036854775807";
+      break;
   }
   fail(BadEntry::Fault::kField, field_error(path(), value, allowed));
 }
@@ -209,13 +213,27 @@ bool Handler::integer(std::int64_t value, std::string_view negative_text) {
     return true;
   }
   switch (field_) {
-    case Field::kSeq: entry_.seq = static_cast<std::uint64_t>(value); return true;
-    case Field::kInterval: entry_.interval = static_cast<std::uint64_t>(value); return true;
-    case Field::kEndedUptime: entry_.ended_uptime_ns = value; return true;
-    case Field::kUptime: entry_.uptime_ns = value; return true;
-    case Field::kCpu: entry_.shape.cpu = value; return true;
-    case Field::kMemBytes: entry_.shape.mem_bytes = value; return true;
-    case Field::kStorageBytes: entry_.shape.storage_bytes = value; return true;
+    case Field::kSeq:
+      entry_.seq = static_cast<std::uint64_t>(value);
+      return true;
+    case Field::kInterval:
+      entry_.interval = static_cast<std::uint64_t>(value);
+      return true;
+    case Field::kEndedUptime:
+      entry_.ended_uptime_ns = value;
+      return true;
+    case Field::kUptime:
+      entry_.uptime_ns = value;
+      return true;
+    case Field::kCpu:
+      entry_.shape.cpu = value;
+      return true;
+    case Field::kMemBytes:
+      entry_.shape.mem_bytes = value;
+      return true;
+    case Field::kStorageBytes:
+      entry_.shape.storage_bytes = value;
+      return true;
     case Field::kKind:
     case Field::kVmId:
     case Field::kSnapshotId:
@@ -230,7 +248,9 @@ bool Handler::integer(std::int64_t value, std::string_view negative_text) {
     case Field::kAliveUntil:
     case Field::kBootId:
     case Field::kLabel:
-    case Field::kUnknown: refuse(std::to_string(value)); return true;
+    case Field::kUnknown:
+      refuse(std::to_string(value));
+      return true;
   }
   return true;
 }
@@ -259,15 +279,33 @@ void Handler::set_text(std::string& value) {
         fail(BadEntry::Fault::kField, error.what());
       }
       return;
-    case Field::kVmId: entry_.vm_id = std::move(value); return;
-    case Field::kSnapshotId: entry_.snapshot_id = std::move(value); return;
-    case Field::kSourceSnapshotId: entry_.source_snapshot_id = std::move(value); return;
-    case Field::kHypervisor: entry_.hypervisor = std::move(value); return;
-    case Field::kEvidence: entry_.evidence = std::move(value); return;
-    case Field::kBootId: entry_.boot_id = std::move(value); return;
-    case Field::kEmittedAt: set_time(emitted_at_ns_, value); return;
-    case Field::kEndedAt: set_time(entry_.ended_at_ns, value); return;
-    case Field::kAliveUntil: set_time(entry_.alive_until_ns, value); return;
+    case Field::kVmId:
+      entry_.vm_id = std::move(value);
+      return;
+    case Field::kSnapshotId:
+      entry_.snapshot_id = std::move(value);
+      return;
+    case Field::kSourceSnapshotId:
+      entry_.source_snapshot_id = std::move(value);
+      return;
+    case Field::kHypervisor:
+      entry_.hypervisor = std::move(value);
+      return;
+    case Field::kEvidence:
+      entry_.evidence = std::move(value);
+      return;
+    case Field::kBootId:
+      entry_.boot_id = std::move(value);
+      return;
+    case Field::kEmittedAt:
+      set_time(emitted_at_ns_, value);
+      return;
+    case Field::kEndedAt:
+      set_time(entry_.ended_at_ns, value);
+      return;
+    case Field::kAliveUntil:
+      set_time(entry_.alive_until_ns, value);
+      return;
     case Field::kLabel:
       if (!entry_.labels.emplace(label_, std::move(value)).second) {
         fail(BadEntry::Fault::kField, fmt::format("entry field {}: it is there twice; allowed is once", path()));
@@ -282,7 +320,9 @@ void Handler::set_text(std::string& value) {
     case Field::kCpu:
     case Field::kMemBytes:
     case Field::kStorageBytes:
-    case Field::kUnknown: refuse(quote(value)); return;
+    case Field::kUnknown:
+      refuse(quote(value));
+      return;
   }
 }
 
@@ -339,7 +379,7 @@ bool Handler::key(std::string& name) {
     return true;
   }
   const bool line = where_ == Where::kLine;
-  field_ = line ? find_field(name, 0, kFirstOfShape) : find_field(name, kFirstOfShape, kFieldNames.size());
+  field_ = line ? find_field(name, 0, kFirstOfShape) : find_field(name, kFirstOfShape, kFields.size());
   bool twice = false;
   if (field_ != Field::kUnknown) {
     twice = (seen_ & bit(field_)) != 0;
@@ -356,8 +396,8 @@ bool Handler::key(std::string& name) {
 }
 
 bool Handler::parse_error(std::size_t position, const std::string& /*token*/, const json::exception& error) {
-  // "[json.exception.parse_error.101] parse error at line 1, column 5: …; last read: '…'": the token may be megabytes of
-  // anything, and the line is always 1.
+  // "[json.exception.parse_error.101] parse error at line 1, column 5: …; last read: '…'": the token may be megabytes
+  // of anything, and the line is always 1.
   std::string_view detail = error.what();
   detail = detail.substr(0, detail.find("; last read: "));
   if (const std::size_t colon = detail.find(": "); colon != std::string_view::npos) {

@@ -22,13 +22,14 @@ std::int64_t coarse_now_ns() {
   return std::int64_t{now.tv_sec} * 1'000'000'000 + now.tv_nsec;
 }
 
-// Whether the file's last line lacks its '\n'. What cannot be read is taken for whole: the append will say what is wrong.
+// Whether the file's last line lacks its '\n'. What cannot be read is taken for whole: the append will say what is
+// wrong.
 bool has_torn_end(const std::filesystem::path& path) {
   const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
   if (fd < 0) {
     return false;
   }
-  struct stat status {};
+  struct stat status{};
   char last = '\n';
   const bool torn = ::fstat(fd, &status) == 0 && S_ISREG(status.st_mode) && status.st_size > 0 &&
                     ::pread(fd, &last, 1, status.st_size - 1) == 1 && last != '\n';

@@ -60,9 +60,9 @@ class FileRecorder final : public Recorder {
   std::mutex mutex_;
   // Below: under mutex_.
   LedgerFile file_;
-  std::string kept_;             // lines not written yet
+  std::string kept_;  // lines not written yet
   std::uint64_t kept_lines_ = 0;
-  bool opened_ = false;          // file_ is open, and stood behind a '\n' when it was opened
+  bool opened_ = false;  // file_ is open, and stood behind a '\n' when it was opened
   bool warned_ = false;
   std::int64_t checked_ns_ = 0;  // when file_ was last compared with what the path names
 };

@@ -42,8 +42,7 @@ constexpr Civil civil_from_days(std::int64_t days) {
   days += 719'468;
   const std::int64_t era = (days >= 0 ? days : days - 146'096) / 146'097;
   const std::int64_t day_of_era = days - era * 146'097;
-  const std::int64_t year_of_era =
-      (day_of_era - day_of_era / 1'460 + day_of_era / 36'524 - day_of_era / 146'096) / 365;
+  const std::int64_t year_of_era = (day_of_era - day_of_era / 1'460 + day_of_era / 36'524 - day_of_era / 146'096) / 365;
   const std::int64_t day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
   const std::int64_t shifted_month = (5 * day_of_year + 2) / 153;
   const std::int64_t month = shifted_month + (shifted_month < 10 ? 3 : -9);
@@ -87,8 +86,8 @@ void write_second(std::int64_t second, SecondText& out) {
 }
 
 [[noreturn]] void refuse(std::string_view text, std::string_view why) {
-  throw InvalidArgument(fmt::format("time {}: {}; allowed is RFC 3339, as in 2026-11-23T09:00:35.819597778+08:00",
-                                    quote(text), why));
+  throw InvalidArgument(
+      fmt::format("time {}: {}; allowed is RFC 3339, as in 2026-11-23T09:00:35.819597778+08:00", quote(text), why));
 }
 
 // Reads fixed-width digits and separators from the left.
@@ -225,8 +224,8 @@ std::int64_t parse_time(std::string_view text) {
   if (!scan.at_end()) {
     refuse(text, "something follows the offset");
   }
-  const std::int64_t seconds = days_from_civil(year, month, day) * kSecondsPerDay + hour * 3'600 + minute * 60 + second -
-                               offset;
+  const std::int64_t seconds =
+      days_from_civil(year, month, day) * kSecondsPerDay + hour * 3'600 + minute * 60 + second - offset;
   if (second == 60) {
     // Already the next second, so a leap second is one that has become the first of a month.
     const std::int64_t day_number = seconds >= 0 ? seconds / kSecondsPerDay : -((-seconds - 1) / kSecondsPerDay) - 1;
