@@ -17,6 +17,8 @@ from typing import Any
 
 COMMAND = [sys.executable, "-m", "cocoon.cli"]
 SECONDS = 60.0
+# Options of a VM that needs no file.
+BARE = ("--storage", "0", "--machine", "q35")
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cli_harness import Cli, Ran
+from cli_harness import BARE, Cli, Ran
 from cocoon import Node, VMConfig
 from cocoon.cli import checks
 from cocoon.cli.session import Session
@@ -80,7 +80,7 @@ def test_every_trouble_is_found_and_exits_with_1(cli: Cli, tmp_path: Path) -> No
 def test_a_ledger_that_cannot_be_written(cli: Cli, path_with_qemu: str) -> None:
     ledger = cli.root / "metering" / "ledger.jsonl"
     ledger.mkdir(parents=True)
-    cli("vm", "create", "a", "--storage", "0", "--machine", "q35")
+    cli("vm", "create", "a", *BARE)
     ran = cli("doctor", "--json", env={"PATH": path_with_qemu})
     found = by_name(ran)
     assert ran.code == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cli_harness import Cli, terminal
+from cli_harness import BARE, Cli, terminal
 from cocoon import Node, VMConfig
 
 ID = re.compile(r"[a-z2-7]{26}")
@@ -32,7 +33,10 @@ def cli(tmp_root: Path) -> Cli:
 
 def make(cli: Cli, *names: str, labels: dict[str, str] | None = None) -> list[str]:
     with Node(cli.root) as node:
-        return [node.backend("qemu").create(VMConfig(name, storage=0, machine="q35", labels=labels or {})).id for name in names]
+        return [
+            node.backend("qemu").create(VMConfig(name, storage=0, machine="q35", labels=labels or {})).id
+            for name in names
+        ]
 
 
 def mark_running(cli: Cli, name: str) -> None:
@@ -45,7 +49,7 @@ def mark_running(cli: Cli, name: str) -> None:
 
 
 def test_create_list_inspect_and_rm(cli: Cli) -> None:
-    created = cli.ok("vm", "create", "web", "--cpu", "2", "--memory", "1G", "--storage", "0", "--machine", "q35", "--label", "tier=front")
+    created = cli.ok("vm", "create", "web", "--cpu", "2", "--memory", "1G", *BARE, "--label", "tier=front")
     vm_id = ID.search(created.out)
     assert vm_id is not None
     assert created.out == f"created web ({vm_id[0]})\n"
@@ -63,8 +67,8 @@ def test_create_list_inspect_and_rm(cli: Cli) -> None:
 
 
 def test_quiet_prints_ids_and_nothing_else(cli: Cli) -> None:
-    first = cli.ok("vm", "create", "a", "--storage", "0", "--machine", "q35", "-q").out
-    second = cli.ok("vm", "create", "b", "--storage", "0", "--machine", "q35", "-q").out
+    first = cli.ok("vm", "create", "a", *BARE, "-q").out
+    second = cli.ok("vm", "create", "b", *BARE, "-q").out
     assert ID.fullmatch(first.strip())
     assert cli.ok("vm", "list", "-q").out == first + second
     assert cli.ok("vm", "rm", "-q", "a", "b").out == first + second
@@ -72,7 +76,7 @@ def test_quiet_prints_ids_and_nothing_else(cli: Cli) -> None:
 
 
 def test_create_says_what_it_made_as_json(cli: Cli) -> None:
-    made = cli.ok("vm", "create", "a", "--storage", "0", "--machine", "q35", "--json").json()
+    made = cli.ok("vm", "create", "a", *BARE, "--json").json()
     assert made == cli.ok("vm", "inspect", "a", "--json").json()
 
 
@@ -179,7 +183,7 @@ def test_what_the_state_refuses_exits_with_4(cli: Cli) -> None:
         ran = cli("vm", verb, "a")
         assert (ran.code, ran.out) == (4, ""), verb
         assert ran.err.splitlines()[1:] == ["hint: `cocoon vm start a` first"], verb
-    assert cli("vm", "create", "a", "--storage", "0", "--machine", "q35").code == 4, "the name is taken"
+    assert cli("vm", "create", "a", *BARE).code == 4, "the name is taken"
 
 
 @pytest.mark.parametrize(
@@ -231,14 +235,14 @@ def test_a_root_that_is_a_file_exits_with_1(cli: Cli, tmp_path: Path) -> None:
 
 def test_the_root_may_be_named_before_and_after_the_command(cli: Cli, tmp_root: Path) -> None:
     other = tmp_root / "other"
-    cli.ok("vm", "create", "a", "--storage", "0", "--machine", "q35", "--root", other)
+    cli.ok("vm", "create", "a", *BARE, "--root", other)
     assert len(cli.ok("--root", other, "vm", "list", "-q").out.split()) == 1
     assert not (tmp_root / "db").exists()
 
 
 def test_the_configuration_of_the_root_is_used(cli: Cli) -> None:
     cli.root.joinpath("config.toml").write_text('run_dir = "elsewhere"\n[ledger]\nlabels = ["tenant"]\n')
-    vm = cli.ok("vm", "create", "a", "--storage", "0", "--machine", "q35", "--label", "tenant=t", "--label", "x=y", "--json").json()
+    vm = cli.ok("vm", "create", "a", *BARE, "--label", "tenant=t", "--label", "x=y", "--json").json()
     assert Path(vm["run_dir"]).is_relative_to(cli.root / "elsewhere")
     entries = cli.ok("ledger", "show", "--json").json()
     assert [entry["labels"] for entry in entries] == [{"tenant": "t"}]
@@ -251,7 +255,7 @@ def test_the_configuration_of_the_root_is_used(cli: Cli) -> None:
 def test_an_unwritable_ledger_is_said_on_stderr_and_json_stays_clean(cli: Cli) -> None:
     ledger = cli.root / "metering" / "ledger.jsonl"
     ledger.mkdir(parents=True)
-    ran = cli("vm", "create", "a", "--storage", "0", "--machine", "q35", "--json")
+    ran = cli("vm", "create", "a", *BARE, "--json")
     assert ran.code == 0
     assert ran.json()["name"] == "a"
     assert "1 ledger entry is committed but not yet in the ledger" in ran.err
@@ -286,13 +290,12 @@ def test_logs_are_copied_byte_for_byte(cli: Cli) -> None:
 
 def test_output_that_nobody_reads_is_no_traceback(cli: Cli) -> None:
     make(cli, *(f"vm-{n}" for n in range(50)))
-    process = cli.start("vm", "list", "--json", stdout=-1, stderr=-1)
-    assert process.stdout is not None
-    assert process.stderr is not None
-    process.stdout.close()
-    said = process.stderr.read()
-    assert process.wait() == 1
-    assert said == b""
+    with cli.start("vm", "list", "--json", stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 1
 
 
 # ------------------------------------------------------------------ start-up
@@ -331,15 +334,17 @@ def test_a_listing_loads_only_what_it_needs(cli: Cli) -> None:
 
 
 def test_a_listing_is_quick(cli: Cli) -> None:
+    """On a quiet host it takes 90 ms more than `python -c pass`; the aim is 150. Held here as a ratio."""
+    if "COCOON_TEST_SCALE" in os.environ:
+        pytest.skip("under a sanitizer the time says nothing")
     make(cli, *(f"vm-{n}" for n in range(10)))
 
-    def best(*command: str) -> float:
+    def best(*arguments: str) -> float:
         times = []
-        for _ in range(7):
+        for _ in range(9):
             begin = time.perf_counter()
-            subprocess.run(command, env=cli.environment(), stdout=subprocess.DEVNULL, check=True)
+            subprocess.run([sys.executable, *arguments], env=cli.environment(), stdout=subprocess.DEVNULL, check=True)
             times.append(time.perf_counter() - begin)
         return min(times)
 
-    extra = best(sys.executable, "-m", "cocoon.cli", "vm", "list") - best(sys.executable, "-c", "pass")
-    assert extra < 0.3, f"{extra * 1000:.0f} ms more than python -c pass; the aim on a quiet host is 150"
+    assert best("-m", "cocoon.cli", "vm", "list") < 2.5 * best("-c", "import typer")
