@@ -24,6 +24,19 @@ std::optional<system::ProcessInfo> find_recorded(const lifecycle::VmRecord& vm) 
   return found;
 }
 
+// The recorded process while it is more than a zombie. One that is dying has lost its memory, and with it its argv, but
+// not yet its lock: it is waited for, since for these milliseconds nothing true can be said of it.
+std::optional<system::ProcessInfo> find_recorded_alive(const lifecycle::VmRecord& vm) {
+  const auto deadline = std::chrono::steady_clock::now() + 5s;
+  system::Cancel never;
+  for (;;) {
+    auto found = find_recorded(vm);
+    if (!found || found->zombie()) return std::nullopt;
+    if (!found->argv.empty() || std::chrono::steady_clock::now() >= deadline) return found;
+    system::pause_for(200us, never);
+  }
+}
+
 }  // namespace
 
 lifecycle::ProcessIdentity to_record(const system::ProcessIdentity& process) {
@@ -54,8 +67,8 @@ std::vector<system::ProcessInfo> find_processes(const vmm::Driver& driver, const
 
 Liveness probe(const vmm::Driver& driver, const lifecycle::VmRecord& vm) {
   try {
-    const auto recorded = find_recorded(vm);
-    if (recorded && !recorded->zombie() && driver.owns(*recorded, vm.id, vm.run_dir))
+    const auto recorded = find_recorded_alive(vm);
+    if (recorded && driver.owns(*recorded, vm.id, vm.run_dir))
       return {.life = Life::kAlive, .process = recorded->identity, .why = {}};
 
     const system::Path lock = system::Path(vm.run_dir) / kLockFile;
