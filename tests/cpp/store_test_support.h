@@ -12,7 +12,6 @@
 #include <fstream>
 #include <functional>
 #include <iostream>
-#include <iterator>
 #include <memory>
 #include <mutex>
 #include <random>
@@ -38,8 +37,10 @@ namespace fs = std::filesystem;
 
 inline std::string read_file(const fs::path& path) {
   std::ifstream in(path, std::ios::binary);
-  if (!in) throw std::runtime_error("cannot read " + path.string());
-  return {std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>()};
+  std::string text(in ? fs::file_size(path) : 0, '\0');
+  if (!in.read(text.data(), static_cast<std::streamsize>(text.size())))
+    throw std::runtime_error("cannot read " + path.string());
+  return text;
 }
 
 inline void write_file(const fs::path& path, std::string_view text) {
@@ -179,7 +180,9 @@ inline void transition(MetaStore& store, const std::string& vm_id, std::uint64_t
 // A child process; killed and reaped when it goes. `body` returns its exit status; an exception is status 99.
 class Child {
  public:
-  explicit Child(const std::function<int()>& body) : pid_(::fork()) {
+  explicit Child(const std::function<int()>& body) {
+    std::cout.flush();  // or the child's copy of the buffer is printed too
+    pid_ = ::fork();
     if (pid_ < 0) throw std::runtime_error("fork failed");
     if (pid_ != 0) return;
     int status = 99;
@@ -213,7 +216,7 @@ class Child {
   }
 
  private:
-  pid_t pid_;
+  pid_t pid_ = -1;
 };
 
 // A folder whose syncs cost nothing, for tests that open a node a thousand times.
