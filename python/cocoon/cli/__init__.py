@@ -5,6 +5,10 @@ __all__ = ["main"]
 
 def main() -> None:
     """Runs the command with the process's arguments, and exits with its code."""
-    from cocoon.cli.app import build
+    try:
+        from cocoon.cli.app import build
 
-    build().main(prog_name="cocoon")
+        command = build()
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    command.main(prog_name="cocoon")

@@ -8,19 +8,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cocoon.cli import checks, output
 from cocoon.cli.app import command
-from cocoon.cli.config import Config, load_config
+from cocoon.cli.config import load_config
 from cocoon.cli.errors import CommandError
 from cocoon.cli.options import complete_hypervisor
 from cocoon.cli.session import Session, open_node
 from cocoon.cli.story import Story
 
+if TYPE_CHECKING:
+    from cocoon import Node
+
 app = typer.Typer(add_completion=False)
+
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @command(app, "demo")
@@ -39,23 +44,61 @@ def demo(
     """
     from cocoon.guest import build_guest
 
-    with _terminable():
-        temporary = session.root_flag is None
-        config = session.config
-        program = _program(hypervisor or config.hypervisor, session)
-        guest = build_guest(progress=lambda step: output.say(step, file=sys.stderr))
-        root = Path(tempfile.mkdtemp(prefix="cocoon-demo-")) if temporary else session.root
+    name = hypervisor or session.config.hypervisor
+    program = _program(name, session)
+    guest = build_guest(progress=lambda step: output.say(step, file=sys.stderr))
+    stage = _Stage(session, name, keep=keep)
+    with _unwound_once():
         try:
-            if temporary:
-                # Neither the files nor the settings of another node.
-                config = replace(load_config(session.config_flag, root), run_dir=None, log_dir=None)
-            _tell(root, config, hypervisor or config.hypervisor, program, guest)
+            # Twice: a first Ctrl-C may cut the first one short, and there is no second one.
+            try:
+                balanced = stage.play(program, guest)
+            finally:
+                stage.clear()
         finally:
-            if temporary and not keep:
-                with _undisturbed():
-                    shutil.rmtree(root)
-    if keep or not temporary:
-        output.say(f"\nthe ledger is in {root}: cocoon ledger show --root {root}")
+            stage.clear()
+    if stage.kept:
+        output.say("")
+        output.say(f"the ledger is in {stage.root}: cocoon ledger show --root {stage.root}")
+    if not balanced:
+        raise CommandError("the ledger does not balance: that is a defect of cocoon's, please report it")
+
+
+class _Stage:
+    """The root folder and the node that the demo runs on."""
+
+    def __init__(self, session: Session, hypervisor: str, *, keep: bool) -> None:
+        self.root = None if session.root_flag is None else session.root
+        self.kept = keep or self.root is not None
+        self._session = session
+        self._hypervisor = hypervisor
+        self._node: Node | None = None
+        self._story: Story | None = None
+
+    def play(self, program: str, guest: Any) -> bool:
+        """True: the ledger balances."""
+        config = self._session.config
+        if self.root is None:
+            # Neither the files nor the settings of another node. A signal waits until we know what to remove.
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+            self.root = Path(tempfile.mkdtemp(prefix="cocoon-demo-"))
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            config = replace(load_config(self._session.config_flag, self.root), run_dir=None, log_dir=None)
+        self._node = open_node(self.root, config)
+        self._story = Story(self._node, self._hypervisor, config, guest)
+        self._story.introduce(program)
+        self._story.live()
+        return self._story.account()
+
+    def clear(self) -> None:
+        """No process and no folder is left. If the VM cannot be removed, its folder stays: it is needed to find it."""
+        if self._node is not None:
+            if self._story is not None:
+                self._story.clean_up()
+            self._node.close()
+            self._node = None
+        if not self.kept and self.root is not None and self.root.exists():
+            shutil.rmtree(self.root)
 
 
 def _program(hypervisor: str, session: Session) -> str:
@@ -69,42 +112,18 @@ def _program(hypervisor: str, session: Session) -> str:
     return hypervisor
 
 
-def _tell(root: Path, config: Config, hypervisor: str, program: str, guest: Any) -> None:
-    node = open_node(root, config)
-    story = Story(node, hypervisor, config, guest)
-    try:
-        story.introduce(program)
-        story.live()
-        balanced = story.account()
-    finally:
-        with _undisturbed():
-            story.clean_up()
-            node.close()
-    if not balanced:
-        raise CommandError("the ledger does not balance: that is a defect of cocoon's, please report it")
-
-
 @contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM and SIGHUP unwind like Ctrl-C, so that they leave as little behind."""
+def _unwound_once() -> Iterator[None]:
+    """Ctrl-C, SIGTERM and SIGHUP unwind; any that come after the first are ignored: the cleaning up is short."""
 
     def unwind(number: int, _frame: Any) -> None:
+        for each in _ENDING:
+            signal.signal(each, signal.SIG_IGN)
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
         raise SystemExit(128 + number)
 
-    before = {number: signal.signal(number, unwind) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    """The cleaning up is short, and a second Ctrl-C must not leave half of it undone."""
-    before = {
-        number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    }
+    before = {number: signal.signal(number, unwind) for number in _ENDING}
     try:
         yield
     finally:

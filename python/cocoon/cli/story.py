@@ -73,11 +73,14 @@ class Story:
         ledger = self._node.ledger
         names = {self._id: self._name}
         mine = [row for row in ledger.intervals().to_pylist() if row["id"] == self._id]
-        output.say("\nIntervals", style="bold")
+        output.say("")
+        output.say("Intervals", style="bold")
         print_intervals(mine, names=names)
-        output.say("\nUsage", style="bold")
+        output.say("")
+        output.say("Usage", style="bold")
         print_usage([row for row in ledger.usage().to_pylist() if row["vm_id"] == self._id], names=names)
-        output.say("\nAudit", style="bold")
+        output.say("")
+        output.say("Audit", style="bold")
         report = ledger.audit()
         opened = len(mine)
         closed = sum(1 for row in mine if not row["open"])

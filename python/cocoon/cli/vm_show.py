@@ -6,7 +6,7 @@ import typer
 
 from cocoon.cli import output
 from cocoon.cli.app import command
-from cocoon.cli.errors import REFUSED, CommandError, UsageError
+from cocoon.cli.errors import INTERRUPTED, REFUSED, CommandError, UsageError
 from cocoon.cli.options import JsonOption, QuietOption, RefArgument, complete_hypervisor
 from cocoon.cli.output import Cell
 from cocoon.cli.session import Session
@@ -93,7 +93,10 @@ def logs(
         return False
 
     if follow:
-        reader.follow(path, tail=tail, gone=gone)
+        try:
+            reader.follow(path, tail=tail, gone=gone)
+        except KeyboardInterrupt:  # how one leaves it
+            raise typer.Exit(INTERRUPTED) from None
     elif not reader.copy(path, tail=tail):
         what = "console log" if console else "log"
         raise CommandError(f"{vm.name} has no {what} yet", hint=f"`cocoon vm start {vm.name}` makes one")
