@@ -126,3 +126,19 @@ def test_a_vm_lives_through_the_command_alone(cli: Cli, tmp_root: Path, guest: G
     assert vmm_processes(root) == []
     reasons = [entry["reason"] for entry in cli.ok("ledger", "show", "--json").json()]
     assert reasons[:5] == ["boot", "boot", "stop-user", "restart", "stop-crash"]
+
+
+def test_a_vm_that_does_not_start_stays_and_its_log_is_named(cli: Cli, tmp_root: Path) -> None:
+    cli = Cli(tmp_root / "node")
+    kernel = tmp_root / "kernel"
+    kernel.write_text("this is no kernel")
+    ran = cli("vm", "run", "bad", "--storage", "0", "--kernel", kernel)
+    assert (ran.code, ran.out) == (1, "")
+    error, hint = ran.err.splitlines()
+    assert error.startswith("error: start bad: ")
+    assert "invalid kernel header" in error
+    assert hint == "hint: `cocoon vm logs bad` shows what the VMM said"
+    assert "invalid kernel header" in cli.ok("vm", "logs", "bad").out
+    assert cli.ok("vm", "inspect", "bad", "--json").json()["state"] == "error"
+    cli.ok("vm", "rm", "bad")
+    assert check_node(cli.root) == {}

@@ -142,7 +142,8 @@ def ledger_of(session: Session, paths: list[str] | None) -> "Ledger":
         return Ledger(*(absolute(path) for path in paths))
     if not (session.root / "db").is_dir():
         raise CommandError(f"{session.root} holds no node yet", hint="name ledger files, or the root folder: --root")
-    return session.node.ledger
+    own: Ledger = session.node.ledger
+    return own
 
 
 def print_intervals(rows: list[dict[str, Any]], *, names: dict[str, str] | None = None) -> None:

@@ -95,7 +95,8 @@ def open_backend(node: "Node", hypervisor: str, config: Config) -> "Backend":
 
     timeouts = config.timeouts()
     if not timeouts:
-        return node.backend(hypervisor)
+        backend: Backend = node.backend(hypervisor)
+        return backend
     name: Any = hypervisor  # which names there are, the engine knows
     return Backend(node, name, **timeouts)
 

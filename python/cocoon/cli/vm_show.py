@@ -130,7 +130,7 @@ def print_vms(vms: "list[VM]") -> None:
             str(vm.pid or "-"),
             str(vm.shape.cpu),
             format_size(vm.shape.mem_bytes),
-            format_size(vm.shape.storage_bytes),
+            format_size(vm.shape.storage_bytes) if vm.shape.storage_bytes else "-",
             vm.hypervisor,
             format_local(vm.started_at),
         )

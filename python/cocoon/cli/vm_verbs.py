@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cocoon.cli import batch, output
+from cocoon.cli import batch, errors, output
 from cocoon.cli.app import command
-from cocoon.cli.errors import UsageError
+from cocoon.cli.errors import CommandError, UsageError
 from cocoon.cli.options import JsonOption, QuietOption, RefsArgument, TimeoutOption, complete_hypervisor
 from cocoon.cli.session import Session
 from cocoon.cli.units import absolute, parse_duration, parse_labels
@@ -99,11 +99,17 @@ def run(
     session: Session, name: NameArgument, shape: Shape, *, as_json: JsonOption = False, quiet: QuietOption = False
 ) -> None:
     """Make a VM and start it. If the start fails, the VM stays: see its logs, then start or remove it."""
+    from cocoon import CocoonError
+
     config = shape.config(name)
     backend = session.backend(shape.hypervisor or session.config.hypervisor)
     with output.working(f"starting {name}"):
         vm_id = backend.create(config).id
-        backend.start(vm_id)
+        try:
+            backend.start(vm_id)
+        except CocoonError as error:
+            code, hint = errors.exit_code(error), errors.hint(error, "start", name)
+            raise CommandError(str(error), code=code, hint=hint) from error
     _made(backend.inspect(vm_id), "started", as_json=as_json, quiet=quiet)
 
 
