@@ -52,7 +52,7 @@ def demo(
         try:
             # Twice: a first Ctrl-C may cut the first one short, and there is no second one.
             try:
-                balanced = stage.play(program, guest)
+                sound = stage.play(program, guest)
             finally:
                 stage.clear()
         finally:
@@ -60,8 +60,8 @@ def demo(
     if stage.kept:
         output.say("")
         output.say(f"the ledger is in {stage.root}: cocoon ledger show --root {stage.root}")
-    if not balanced:
-        raise CommandError("the ledger does not balance: that is a defect of cocoon's, please report it")
+    if not sound:
+        raise CommandError("something above is not as it must be: that is a defect of cocoon's, please report it")
 
 
 class _Stage:
@@ -76,7 +76,7 @@ class _Stage:
         self._story: Story | None = None
 
     def play(self, program: str, guest: Any) -> bool:
-        """True: the ledger balances."""
+        """True: all was as it must be, and the ledger balances."""
         config = self._session.config
         if self.root is None:
             # Neither the files nor the settings of another node. A signal waits until we know what to remove.

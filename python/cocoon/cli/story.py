@@ -40,6 +40,7 @@ class Story:
         self._guest = guest
         self._name = f"demo-{secrets.token_hex(2)}"
         self._id = ""
+        self._sound = True
         self._begin = time.monotonic()
 
     def introduce(self, program: str) -> None:
@@ -68,7 +69,7 @@ class Story:
         self._remove()
 
     def account(self) -> bool:
-        """Prints intervals, usage and audit. True: everything that was opened was closed."""
+        """Prints intervals, usage and audit. True: all that was opened was closed, and nothing was amiss."""
         self._node.flush()
         ledger = self._node.ledger
         names = {self._id: self._name}
@@ -92,7 +93,7 @@ class Story:
             + ("it balances" if balanced else "it does NOT balance"),
             style="bold green" if balanced else "bold red",
         )
-        return balanced
+        return balanced and self._sound
 
     def clean_up(self) -> None:
         """No process and no file of the VM is left, however far it got."""
@@ -130,7 +131,8 @@ class Story:
             self._backend.start(self._id)
             vm = self._inspect()
             self._say(f"started its VMM, pid {vm.pid}, in {format_duration(time.monotonic() - begin)}")
-            said = self._await_guest()
+            with output.working("waiting for the guest"):
+                said = self._await_guest()
             if said is not None:
                 how = _accelerator(vm.pid)
                 self._say(f"the guest is up after {format_duration(time.monotonic() - begin)} ({how}): {said!r}")
@@ -144,7 +146,8 @@ class Story:
 
     def _stop(self) -> None:
         begin = time.monotonic()
-        self._backend.stop(self._id)
+        with output.working("waiting for the guest to power off"):
+            self._backend.stop(self._id)
         seconds = format_duration(time.monotonic() - begin)
         by_itself = _POWERED_OFF in self._console()
         how = "the guest powered itself off" if by_itself else "the guest did not power off, its VMM was ended"
@@ -171,12 +174,14 @@ class Story:
             f"alive={after.alive}, the record still says {after.state} and is "
             + ("unchanged: looking changes nothing" if unchanged else "CHANGED, which looking must not do")
         )
+        self._sound &= unchanged
         return killed_at
 
     def _compare_death(self, killed_at: datetime) -> None:
         crashes = [e for e in self._node.ledger if e.vm_id == self._id and e.reason == "stop-crash"]
         if not crashes:
-            self._say("the ledger does not know of the crash")
+            self._say("the ledger does NOT know of the crash")
+            self._sound = False
             return
         crash = crashes[-1]
         if crash.ended_at is None:
@@ -191,7 +196,8 @@ class Story:
     def _remove(self) -> None:
         self._backend.delete(self._id, force=True)
         left = [vm.name for vm in self._node.vms() if vm.id == self._id]
-        self._say("removed it with force, while it ran" + (f"; but it is still listed: {left[0]}" if left else ""))
+        self._say("removed it with force, while it ran" + (f"; but it is STILL listed: {left[0]}" if left else ""))
+        self._sound &= not left
 
     # ---- what is really so
 
