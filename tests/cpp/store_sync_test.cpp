@@ -7,7 +7,9 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <map>
+#include <thread>
 
 #include <gtest/gtest.h>
 
@@ -168,6 +170,25 @@ TEST_F(StoreSyncTest, NothingLeavesTheOutboxWhenTheLedgerCannotBeSynced) {
   fs::remove(ledger);
   transition(*store, "vm-1");
   EXPECT_EQ(ledger_seqs(), count_up(6, 6)) << "now they are pruned";
+}
+
+// Rows are read before the sync: one that is committed during it is not covered by it, and has to wait for its own.
+TEST_F(StoreSyncTest, ACommitDuringASyncWaitsForTheNextOne) {
+  const auto one = open();
+  const auto two = open();
+  std::thread other;
+  std::atomic<int> syncs{0};
+  const HookedSync hook([&](const std::string& path) {
+    if (path != wal() || ++syncs != 1) return 0;
+    other = std::thread([&] { transition(*two, "vm-2"); });
+    const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(30);
+    while (!one->find(Table::kVm, "vm-2") && std::chrono::steady_clock::now() < deadline) std::this_thread::yield();
+    return 0;
+  });
+  transition(*one, "vm-1");
+  other.join();
+  EXPECT_EQ(syncs, 2);
+  EXPECT_EQ(ledger_seqs(), count_up(2));
 }
 
 TEST_F(StoreSyncTest, OneTransitionCostsOneSync) {
