@@ -79,8 +79,8 @@ TEST(LineSeqTest, ReadsItFromALine) {
 TEST(LineSeqTest, IsZeroWithoutOne) {
   for (const std::string_view text :
        {R"({"kind":"x"})", R"({"labels":{"seq":"9"}})", R"({"vm_id":"\"seq\":9,"})", R"("seq":9)", R"({"seq":9)",
-        R"("seq":9})", R"({"seq":})", R"({"seq":-1})", R"({"seq":1.5})", R"({"seq":18446744073709551616})", "", "{", "}",
-        "{}", R"({"seq")", R"({"seq":"9"})", R"({"seq":null})"})
+        R"("seq":9})", R"({"seq":})", R"({"seq":-1})", R"({"seq":1.5})", R"({"seq":18446744073709551616})", "", "{",
+        "}", "{}", R"({"seq")", R"({"seq":"9"})", R"({"seq":null})"})
     EXPECT_EQ(line_seq(text), 0U) << text;
   EXPECT_EQ(line_seq(std::string(40, '\0') + R"("seq":9})"), 0U);
 }
@@ -107,7 +107,8 @@ TEST_F(LedgerFileTest, FindsTheLastSeq) {
 
 TEST_F(LedgerFileTest, FindsTheLastSeqBehindMuchElse) {
   // Lines and stretches around the sizes in which the tail is read.
-  for (const std::size_t padding : {std::size_t{1}, std::size_t{8000}, std::size_t{8192}, std::size_t{100'000}, std::size_t{3'000'000}}) {
+  for (const std::size_t padding :
+       {std::size_t{1}, std::size_t{8000}, std::size_t{8192}, std::size_t{100'000}, std::size_t{3'000'000}}) {
     EXPECT_EQ(last_seq_of(line(1) + line(2, padding)), 2U) << padding;
     EXPECT_EQ(last_seq_of(line(1) + std::string(padding, 'x') + "\n"), 1U) << padding;
     EXPECT_EQ(last_seq_of(std::string(padding, 'x') + "\n"), 0U) << padding;
@@ -236,8 +237,8 @@ TEST_F(LedgerFileTest, SaysWhatItCannotOpen) {
   fs::create_directory(path);
   LedgerFile file(path);
   const auto opened = [&] { return ledger_error([&] { file.refresh(); }); };
-  EXPECT_EQ(opened(), std::to_string(EISDIR) + " " + path.string() + " open ledger " + path.string() +
-                          ": Is a directory");
+  EXPECT_EQ(opened(),
+            std::to_string(EISDIR) + " " + path.string() + " open ledger " + path.string() + ": Is a directory");
   fs::remove(path);
   ASSERT_EQ(::mkfifo(path.c_str(), 0600), 0);
   EXPECT_NE(opened().find("not a regular file"), std::string::npos);

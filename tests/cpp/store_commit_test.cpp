@@ -134,14 +134,10 @@ TEST_F(StoreCommitTest, SeqOrderIsTimeOrderAcrossThreads) {
 
 TEST_F(StoreCommitTest, ATransactionInsideAnotherIsRefused) {
   const auto store = open();
-  const auto nested = [&] {
-    store->transact([&](Transaction&) { store->transact([](Transaction&) {}); });
-  };
+  const auto nested = [&] { store->transact([&](Transaction&) { store->transact([](Transaction&) {}); }); };
   EXPECT_TRUE(contains(error_of(nested), "from inside the body of another transaction"));
   const auto twin = open();
-  const auto nested_in_twin = [&] {
-    store->transact([&](Transaction&) { transition(*twin, "aaaa1"); });
-  };
+  const auto nested_in_twin = [&] { store->transact([&](Transaction&) { transition(*twin, "aaaa1"); }); };
   EXPECT_TRUE(contains(error_of(nested_in_twin), "from inside the body of another transaction"));
   // Reading beside it is fine, and sees what is committed.
   store->transact([&](Transaction& transaction) {
@@ -154,7 +150,9 @@ TEST_F(StoreCommitTest, ATransactionInsideAnotherIsRefused) {
 
 // SQLite limits the pages of a connection's database only by itself; a small file size limit makes the disk "full".
 TEST_F(StoreCommitTest, AFullDiskKeepsNothingHalfDone) {
-  { transition(*open(), "aaaa1"); }
+  {
+    transition(*open(), "aaaa1");
+  }
   Child child([&] {
     ::signal(SIGXFSZ, SIG_IGN);
     const auto store = open();
@@ -232,8 +230,8 @@ TEST_F(StoreCommitTest, TheStoreOfAForkedChildHoldsLocksOfItsOwn) {
   });
   char byte = 0;
   ASSERT_EQ(::read(to_parent[0], &byte, 1), 1);
-  struct stat before {};
-  struct stat after {};
+  struct stat before{};
+  struct stat after{};
   const auto wal = (root / "db" / "meta.db-wal").string();
   ASSERT_EQ(::stat(wal.c_str(), &before), 0);
   store.reset();
@@ -260,7 +258,8 @@ TEST_F(StoreCommitTest, AForkInsideATransactionCommitsOnce) {
   });
   if (child == 0) {
     const bool refused = contains(error, "a forked process has to open one of its own");
-    const bool unsafe = contains(error_of([&] { static_cast<void>(open()); }), "forked while another thread used the node");
+    const bool unsafe =
+        contains(error_of([&] { static_cast<void>(open()); }), "forked while another thread used the node");
     ::_exit(refused && unsafe ? 0 : 1);
   }
   int status = 0;

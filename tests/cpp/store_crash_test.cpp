@@ -22,9 +22,8 @@ namespace {
 class Shared {
  public:
   Shared()
-      : value_(static_cast<std::atomic<std::uint64_t>*>(::mmap(nullptr, sizeof(std::atomic<std::uint64_t>),
-                                                                PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1,
-                                                                0))) {
+      : value_(static_cast<std::atomic<std::uint64_t>*>(::mmap(
+            nullptr, sizeof(std::atomic<std::uint64_t>), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0))) {
     if (value_ == MAP_FAILED) throw std::runtime_error("mmap failed");
   }
   ~Shared() { ::munmap(value_, sizeof(std::atomic<std::uint64_t>)); }

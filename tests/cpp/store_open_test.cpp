@@ -29,7 +29,7 @@ class StoreOpenTest : public StoreTest {
 };
 
 unsigned mode_of(const fs::path& path) {
-  struct stat status {};
+  struct stat status{};
   return ::stat(path.c_str(), &status) == 0 ? status.st_mode & 07777U : 0;
 }
 
@@ -73,8 +73,7 @@ TEST_F(StoreOpenTest, ManyProcessesMakeOneNode) {
     });
   }
   for (auto& child : children) EXPECT_EQ(child.wait(), 0);
-  for (int i = 1; i < 8; ++i)
-    EXPECT_EQ(read_file(root / ("id-" + std::to_string(i))), read_file(root / "id-0"));
+  for (int i = 1; i < 8; ++i) EXPECT_EQ(read_file(root / ("id-" + std::to_string(i))), read_file(root / "id-0"));
   EXPECT_EQ(ledger_seqs(), count_up(8));
 }
 
@@ -139,7 +138,9 @@ TEST_F(StoreOpenTest, AnEmptyDatabaseIsANewOne) {
 }
 
 TEST_F(StoreOpenTest, ANewerSchemaIsRefused) {
-  { transition(*open(), "aaaa1"); }
+  {
+    transition(*open(), "aaaa1");
+  }
   run("PRAGMA user_version = 7");
   EXPECT_TRUE(contains(error_of_opening(), "it has schema version 7, this engine knows versions up to 1"));
   run("PRAGMA user_version = 1");
@@ -147,7 +148,9 @@ TEST_F(StoreOpenTest, ANewerSchemaIsRefused) {
 }
 
 TEST_F(StoreOpenTest, ADamagedDatabase) {
-  { transition(*open(), "aaaa1"); }
+  {
+    transition(*open(), "aaaa1");
+  }
   run("DELETE FROM meta WHERE key = 'node_id'");
   EXPECT_TRUE(contains(error_of_opening(), "damaged: it has no node_id"));
   auto bytes = read_file(database());
@@ -158,7 +161,9 @@ TEST_F(StoreOpenTest, ADamagedDatabase) {
 
 // Every folder, file and lock that may not be written, as a user who is not root.
 TEST_F(StoreOpenTest, AFolderThatMayNotBeWritten) {
-  { transition(*open(), "aaaa1"); }
+  {
+    transition(*open(), "aaaa1");
+  }
   const auto* nobody = ::getpwnam("nobody");
   if (::getuid() == 0 && nobody == nullptr) GTEST_SKIP() << "there is no user nobody to test as";
   if (::getuid() == 0) {

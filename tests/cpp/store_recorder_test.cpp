@@ -74,7 +74,9 @@ TEST_F(StoreRecorderTest, ALedgerThatIsAFolderGetsItsEntriesLater) {
 
 TEST_F(StoreRecorderTest, EntriesThatNeverFoundALedgerWaitForTheNextOpener) {
   fs::create_directories(ledger);
-  { transition(*open(), "aaaa1", 3); }
+  {
+    transition(*open(), "aaaa1", 3);
+  }
   EXPECT_EQ(log.count("entries wait in the node's database"), 2U);  // when it happened, and at close
   fs::remove(ledger);
   const auto store = open();
@@ -302,7 +304,9 @@ TEST_F(StoreRecorderTest, WhatACrashedProcessLeftIsDeliveredFirst) {
 
 TEST_F(StoreRecorderTest, WithoutMeteringNumbersGoOnAndRowsOfOthersStay) {
   fs::create_directories(ledger);
-  { transition(*open(), "aaaa1", 2); }  // they wait for their ledger
+  {
+    transition(*open(), "aaaa1", 2);
+  }  // they wait for their ledger
   {
     const auto store = open_with(nullptr);
     EXPECT_NE(dynamic_cast<metering::NopRecorder*>(store->recorder().get()), nullptr);

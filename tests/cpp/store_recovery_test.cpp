@@ -242,7 +242,7 @@ TEST_F(StoreRecoveryTest, ALedgerReplacedWhileOpenIsFilledAgain) {
   write_file(ledger, "");
   transition(*store, "aaaa1");
   EXPECT_EQ(ledger_seqs(), count_up(5));
-  struct stat status {};
+  struct stat status{};
   fs::remove(ledger);
   transition(*store, "aaaa1");
   ASSERT_EQ(::stat(ledger.c_str(), &status), 0);

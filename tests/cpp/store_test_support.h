@@ -49,7 +49,9 @@ inline void write_file(const fs::path& path, std::string_view text) {
   if (!out.flush()) throw std::runtime_error("cannot write " + path.string());
 }
 
-inline void append_file(const fs::path& path, std::string_view text) { write_file(path, read_file(path) + std::string(text)); }
+inline void append_file(const fs::path& path, std::string_view text) {
+  write_file(path, read_file(path) + std::string(text));
+}
 
 inline std::vector<std::string> lines_of(const std::string& text) {
   std::vector<std::string> lines;
@@ -113,7 +115,9 @@ class LogCapture {
 
 // The class and the message of what `action` throws; "" if it throws nothing.
 inline std::string error_of(const std::function<void()>& action) {
-  const auto told = [](const char* name, const std::exception& error) { return std::string(name) + ": " + error.what(); };
+  const auto told = [](const char* name, const std::exception& error) {
+    return std::string(name) + ": " + error.what();
+  };
   try {
     action();
   } catch (const NotFound& error) {
@@ -239,9 +243,8 @@ class StoreTest : public testing::Test {
 
   // A store that appends to `ledger`.
   [[nodiscard]] std::unique_ptr<MetaStore> open(std::size_t prune_every = 512) const {
-    return std::make_unique<MetaStore>(Options{.root = root,
-                                               .recorder = std::make_shared<metering::FileRecorder>(ledger),
-                                               .prune_every = prune_every});
+    return std::make_unique<MetaStore>(Options{
+        .root = root, .recorder = std::make_shared<metering::FileRecorder>(ledger), .prune_every = prune_every});
   }
   [[nodiscard]] std::unique_ptr<MetaStore> open_with(std::shared_ptr<metering::Recorder> recorder) const {
     return std::make_unique<MetaStore>(Options{.root = root, .recorder = std::move(recorder)});

@@ -51,7 +51,7 @@ fs::path folder_of(const fs::path& path) {
 }
 
 void make_folders(const fs::path& folder) {
-  struct stat status {};
+  struct stat status{};
   if (::stat(folder.c_str(), &status) == 0) return;  // what it is, opening the file in it will say
   if (errno != ENOENT) fail_on("stat folder", folder, errno);
   make_folders(folder_of(folder));
@@ -80,7 +80,7 @@ void LedgerFile::open_or_create() {
 
 bool LedgerFile::refresh() {
   grew_ = false;
-  struct stat status {};
+  struct stat status{};
   if (fd_ >= 0) {
     if (::stat(path_.c_str(), &status) != 0 && errno != ENOENT) fail("stat ledger", errno);
     // An unlinked file leaves nothing in `status` that could match: inode 0 does not exist.
@@ -137,7 +137,7 @@ void LedgerFile::for_each_backwards(const Visit& visit) const {
   std::string text;            // the bytes from `base` on that are not visited yet
   std::uint64_t base = size_;  // where `text` begins
   std::size_t chunk = kTailChunk;
-  bool ended = false;          // `text` ends with the '\n' of a line to visit
+  bool ended = false;  // `text` ends with the '\n' of a line to visit
   for (;;) {
     if (ended) {
       const std::string_view seen(text);
@@ -161,7 +161,8 @@ void LedgerFile::for_each_backwards(const Visit& visit) const {
     std::copy(text.begin(), text.end(), longer.begin() + static_cast<std::ptrdiff_t>(more));
     text = std::move(longer);
     base -= more;
-    chunk = std::max(std::min(chunk * 2, kLongestChunk), text.size());  // doubling: a very long line is not copied often
+    chunk =
+        std::max(std::min(chunk * 2, kLongestChunk), text.size());  // doubling: a very long line is not copied often
   }
 }
 
@@ -245,7 +246,7 @@ void LedgerFile::write_end(std::string_view bytes) {
       const int code = errno;
       // Cut back what stands of it, unless somebody without the lock wrote behind it. Die here: a torn last line.
       const off_t end = ::lseek(fd_, 0, SEEK_CUR);
-      struct stat status {};
+      struct stat status{};
       if (written > 0 && ::fstat(fd_, &status) == 0 && status.st_size == end)
         static_cast<void>(::ftruncate(fd_, end - static_cast<off_t>(written)) == 0);
       close();

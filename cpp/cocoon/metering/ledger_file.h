@@ -70,7 +70,7 @@ class LedgerFile {
   int fd_ = -1;
   dev_t device_ = 0;
   ino_t inode_ = 0;
-  std::uint64_t size_ = 0;                 // as we left it
+  std::uint64_t size_ = 0;  // as we left it
   bool grew_ = false;
   std::optional<std::uint64_t> last_seq_;  // of the file as we left it
 };

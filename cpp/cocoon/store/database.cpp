@@ -23,7 +23,7 @@ constexpr std::size_t kMostReaders = 4;
 }
 
 fs::path prepare_folder(const fs::path& root) {
-  struct stat status {};
+  struct stat status{};
   if (::stat(root.c_str(), &status) == 0 && !S_ISDIR(status.st_mode)) fail("open node", root, ENOTDIR);
   auto folder = root / "db";
   system::make_private_dirs(folder);

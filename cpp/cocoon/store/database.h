@@ -3,14 +3,14 @@
 // around them. An flock queues processes and threads alike; the mutex behind it is never contended and is there so that
 // the order is one the C++ memory model (and a thread sanitizer) can see.
 
+#include <sys/types.h>
+
 #include <condition_variable>
 #include <cstdint>
 #include <filesystem>
 #include <memory>
 #include <mutex>
 #include <vector>
-
-#include <sys/types.h>
 
 #include "cocoon/store/connection.h"
 #include "cocoon/system/fd.h"

@@ -114,7 +114,7 @@ std::uint64_t LedgerDrain::last_seq_locked(const Given& given) {
   return file_.last_seq([&](std::string_view torn) {
     if (is_somebody_elses(torn, given)) return true;
     metering::logger()->info("ledger {}: {} bytes of an unfinished last line are cut off", file_.path().string(),
-                         torn.size());
+                             torn.size());
     return false;
   });
 }
@@ -125,14 +125,16 @@ void LedgerDrain::recover_locked(Connection& connection) {
   auto tail = read_tail(file_, connection, given, distrust_);
   const auto& path = file_.path().string();
   if (last > given.last) {
-    metering::logger()->warn("ledger {}: its last seq is {}, but this node gave only {}: another node's file, or an older "
-                         "database; it is left as it is, new entries follow it",
-                         path, last, given.last);
+    metering::logger()->warn(
+        "ledger {}: its last seq is {}, but this node gave only {}: another node's file, or an older "
+        "database; it is left as it is, new entries follow it",
+        path, last, given.last);
     tail.cut_at.reset();
   } else if (last < given.pruned) {
-    metering::logger()->warn("ledger {}: its last seq is {}, but entries up to {} were in it: lines were taken away; new "
-                         "entries follow from {}",
-                         path, last, given.pruned, given.pruned + 1);
+    metering::logger()->warn(
+        "ledger {}: its last seq is {}, but entries up to {} were in it: lines were taken away; new "
+        "entries follow from {}",
+        path, last, given.pruned, given.pruned + 1);
   }
   if (tail.cut_at) {
     metering::logger()->info("ledger {}: from offset {} on it is written again from the outbox", path, *tail.cut_at);

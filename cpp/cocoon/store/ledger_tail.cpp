@@ -41,7 +41,8 @@ class Rows {
 // by somebody.
 bool is_debris(std::string_view line) {
   if (line.size() < 2 || line.front() != '{' || line.back() != '}') return true;
-  return std::any_of(line.begin(), line.end(), [](char c) { return static_cast<unsigned char>(c) < 0x20 && c != '\t'; });
+  return std::any_of(line.begin(), line.end(),
+                     [](char c) { return static_cast<unsigned char>(c) < 0x20 && c != '\t'; });
 }
 
 }  // namespace

@@ -16,9 +16,9 @@ struct Given {
 };
 
 struct LedgerTail {
-  std::uint64_t covered = 0;             // the ledger holds every row up to here
-  std::optional<std::uint64_t> cut_at;   // what stands from this offset on is to be appended again
-  std::string kept;                      // lines behind `cut_at` that are not ours to drop, to be appended first
+  std::uint64_t covered = 0;            // the ledger holds every row up to here
+  std::optional<std::uint64_t> cut_at;  // what stands from this offset on is to be appended again
+  std::string kept;                     // lines behind `cut_at` that are not ours to drop, to be appended first
 };
 
 // `distrust`: a sync of the ledger failed, so that pages of it may be lost although they still read well: all of it

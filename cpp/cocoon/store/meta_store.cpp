@@ -206,8 +206,7 @@ void MetaStore::Impl::transact(const std::function<void(Transaction&)>& body) {
   Call call(*this);
   for (const Call* outer = call.outer_; outer != nullptr; outer = outer->outer_) {
     if (outer->in_body && outer->impl_.root_ == root_)
-      throw Error(fmt::format("transact on node {} from inside the body of another transaction of it",
-                              root_.string()));
+      throw Error(fmt::format("transact on node {} from inside the body of another transaction of it", root_.string()));
   }
   WriteTransaction::Result done;
   {

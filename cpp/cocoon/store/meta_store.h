@@ -33,7 +33,7 @@ enum class Table : std::uint8_t { kVm, kSnapshot };
 struct Row {
   std::string id;
   std::string hypervisor;
-  std::string name;   // "" only for snapshots
+  std::string name;  // "" only for snapshots
   std::string state;
   std::int64_t generation = 0;
   std::string document;
@@ -63,10 +63,10 @@ class Transaction {
 
 struct Options {
   std::filesystem::path root;
-  std::shared_ptr<metering::Recorder> recorder;   // null: Nop
-  const system::Clock* clock = nullptr;           // null: the system's; must outlive the store
-  std::vector<std::string> metered_labels;        // replaces the node's allow list unless empty
-  std::size_t prune_every = 512;                  // delivered rows that wait for one fdatasync of the ledger
+  std::shared_ptr<metering::Recorder> recorder;  // null: Nop
+  const system::Clock* clock = nullptr;          // null: the system's; must outlive the store
+  std::vector<std::string> metered_labels;       // replaces the node's allow list unless empty
+  std::size_t prune_every = 512;                 // delivered rows that wait for one fdatasync of the ledger
 };
 
 class MetaStore {
@@ -80,7 +80,7 @@ class MetaStore {
   MetaStore(const MetaStore&) = delete;
   MetaStore& operator=(const MetaStore&) = delete;
 
-  [[nodiscard]] const std::string& node_id() const;    // 26 characters of lower-case base32
+  [[nodiscard]] const std::string& node_id() const;  // 26 characters of lower-case base32
   [[nodiscard]] const std::string& ledger_id() const;
   [[nodiscard]] const std::vector<std::string>& metered_labels() const;  // sorted
   [[nodiscard]] const std::shared_ptr<metering::Recorder>& recorder() const;

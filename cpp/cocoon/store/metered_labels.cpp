@@ -26,7 +26,7 @@ std::size_t printable_length(std::string_view text) {
     if ((at(i) & 0xc0U) != 0x80U) return 0;
     code = code << 6U | (at(i) & 0x3fU);
   }
-  if (code < 0xa0) return 0;                                                // C1 controls
+  if (code < 0xa0) return 0;                                                         // C1 controls
   if (length == 3 && (code < 0x800 || (code >= 0xd800 && code < 0xe000))) return 0;  // overlong, surrogates
   if (length == 4 && (code < 0x10000 || code > 0x10ffff)) return 0;
   return length;

@@ -51,8 +51,9 @@ std::uint64_t pruned_through(Connection& connection) {
   std::uint64_t seq = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), seq);
   if (error != std::errc{} || end != text.data() + text.size())
-    throw StoreError(fmt::format("database {}: damaged: {} is \"{}\"", connection.path().string(), kPrunedThrough, text),
-                     connection.path().string());
+    throw StoreError(
+        fmt::format("database {}: damaged: {} is \"{}\"", connection.path().string(), kPrunedThrough, text),
+        connection.path().string());
   return seq;
 }
 

@@ -34,19 +34,20 @@ constexpr Sql kVmSql = {
     .by_name = "SELECT " COCOON_COLUMNS " FROM vm WHERE name = ?1 AND (?2 = '' OR hypervisor = ?2) ORDER BY hypervisor",
     .by_prefix = "SELECT " COCOON_COLUMNS
                  " FROM vm WHERE id >= ?1 AND id < ?2 AND (?3 = '' OR hypervisor = ?3) ORDER BY id LIMIT ?4",
-    .list = "SELECT " COCOON_COLUMNS
-            " FROM vm WHERE (?1 = '' OR hypervisor = ?1) AND (?2 = '' OR state = ?2) ORDER BY n",
+    .list =
+        "SELECT " COCOON_COLUMNS " FROM vm WHERE (?1 = '' OR hypervisor = ?1) AND (?2 = '' OR state = ?2) ORDER BY n",
     .update = "UPDATE vm SET state = ?2, generation = ?3, document = ?4 WHERE n = ?1",
-    .upsert = "INSERT INTO vm (id, hypervisor, name, state, generation, document) VALUES (?1, ?2, ?3, ?4, ?5, ?6)"
-              " ON CONFLICT (id) DO UPDATE SET hypervisor = ?2, name = ?3, state = ?4, generation = ?5, document = ?6",
+    .upsert =
+        "INSERT INTO vm (id, hypervisor, name, state, generation, document) VALUES (?1, ?2, ?3, ?4, ?5, ?6)"
+        " ON CONFLICT (id) DO UPDATE SET hypervisor = ?2, name = ?3, state = ?4, generation = ?5, document = ?6",
     .erase = "DELETE FROM vm WHERE id = ?1",
 };
 
 constexpr Sql kSnapshotSql = {
     .noun = "snapshot",
     .by_id = "SELECT " COCOON_COLUMNS " FROM snapshot WHERE id = ?1",
-    .by_name = "SELECT " COCOON_COLUMNS
-               " FROM snapshot WHERE name = ?1 AND name <> '' AND (?2 = '' OR hypervisor = ?2)",
+    .by_name =
+        "SELECT " COCOON_COLUMNS " FROM snapshot WHERE name = ?1 AND name <> '' AND (?2 = '' OR hypervisor = ?2)",
     .by_prefix = "SELECT " COCOON_COLUMNS
                  " FROM snapshot WHERE id >= ?1 AND id < ?2 AND (?3 = '' OR hypervisor = ?3) ORDER BY id LIMIT ?4",
     .list = "SELECT " COCOON_COLUMNS

@@ -68,8 +68,8 @@ bool prepare_schema(Connection& connection) {
   const auto version = pragma_number(connection, "PRAGMA user_version");
   const auto objects = pragma_number(connection, "SELECT count(*) FROM sqlite_master");
   if (application != kApplicationId && (application != 0 || version != 0 || objects != 0))
-    refuse(connection, fmt::format("not a database of cocoon (application id {:#x}, {} tables and indexes)",
-                                   application, objects));
+    refuse(connection,
+           fmt::format("not a database of cocoon (application id {:#x}, {} tables and indexes)", application, objects));
   if (version > kVersion)
     refuse(connection, fmt::format("it has schema version {}, this engine knows versions up to {}: it was made by a "
                                    "newer engine, use that one",

@@ -30,9 +30,9 @@ WriteTransaction::~WriteTransaction() {
 template <typename Action>
 auto WriteTransaction::guarded(Action action) {
   if (broken_)
-    throw StoreError(fmt::format("database {}: an earlier statement of this transaction failed",
-                                 connection_.path().string()),
-                     connection_.path().string());
+    throw StoreError(
+        fmt::format("database {}: an earlier statement of this transaction failed", connection_.path().string()),
+        connection_.path().string());
   try {
     return action();
   } catch (const StoreError&) {
