@@ -169,26 +169,23 @@ VmView Backend::relabel(std::string_view ref, const std::map<std::string, std::o
   return view(*std::move(after));
 }
 
-VmView Backend::require_alive(std::string_view ref, std::string_view verb) const {
-  auto vm = view(load_vm(node_->store(), resolve(ref)));
-  if (vm.liveness.life == Life::kUnknown)
-    throw Inconclusive(fmt::format("{} {}: cannot tell whether its VMM is alive: {}", verb, vm.record.config.name,
-                                   vm.liveness.why));
-  if (vm.liveness.life == Life::kDead)
-    throw InvalidState(fmt::format("{} {}: its VMM is not alive (state {})", verb, vm.record.config.name,
-                                   to_string(vm.record.state)),
-                       std::string(to_string(vm.record.state)));
+VmRecord Backend::load_alive(std::string_view ref, std::string_view verb, system::Cancel& cancel) const {
+  auto vm = load_vm(node_->store(), resolve(ref));
+  if (settle(*driver_, vm, verb, cancel).life == Life::kDead)
+    throw InvalidState(
+        fmt::format("{} {}: its VMM is not alive (state {})", verb, vm.config.name, to_string(vm.state)),
+        std::string(to_string(vm.state)));
   return vm;
 }
 
 void Backend::pause(std::string_view ref, system::Cancel& cancel) {
   const OpLock lock(*node_, resolve(ref), cancel);
-  driver_->pause(require_alive(ref, "pause").record, kApiTimeout, cancel);
+  driver_->pause(load_alive(ref, "pause", cancel), kApiTimeout, cancel);
 }
 
 void Backend::resume(std::string_view ref, system::Cancel& cancel) {
   const OpLock lock(*node_, resolve(ref), cancel);
-  driver_->resume(require_alive(ref, "resume").record, kApiTimeout, cancel);
+  driver_->resume(load_alive(ref, "resume", cancel), kApiTimeout, cancel);
 }
 
 system::Path Backend::console_path(std::string_view ref) const {
@@ -213,17 +210,14 @@ void Backend::mark_started(Refs refs, system::Cancel& cancel) {
   });
 }
 
-void Backend::mark_stopped_one(const std::string& id) {
+void Backend::mark_stopped_one(const std::string& id, system::Cancel& cancel) {
   for (;;) {
     const auto vm = load_vm(node_->store(), id);
-    const auto alive = probe(*driver_, vm);
+    const auto alive = settle(*driver_, vm, "mark stopped", cancel);
     if (alive.life == Life::kAlive)
       throw InvalidState(fmt::format("mark stopped {}: its VMM (pid {}) is alive, stop it", vm.config.name,
                                      alive.process->pid),
                          std::string(to_string(vm.state)));
-    if (alive.life == Life::kUnknown)
-      throw Inconclusive(
-          fmt::format("mark stopped {}: cannot tell whether its VMM is dead: {}", vm.config.name, alive.why));
     const auto done = commit_if(node_->store(), vm, lifecycle::MarkStopped{});
     if (done.race != Race::kChanged) {
       if (done.race == Race::kGone) throw NotFound(fmt::format("mark stopped {}: it was removed", id), id);
@@ -233,7 +227,7 @@ void Backend::mark_stopped_one(const std::string& id) {
 }
 
 void Backend::mark_stopped(Refs refs, system::Cancel& cancel) {
-  for_each(refs, cancel, "mark stopped", [&](const std::string& id) { mark_stopped_one(id); });
+  for_each(refs, cancel, "mark stopped", [&](const std::string& id) { mark_stopped_one(id, cancel); });
 }
 
 void Backend::mark_error(std::string_view ref) { commit(node_->store(), resolve(ref), lifecycle::MarkError{}); }

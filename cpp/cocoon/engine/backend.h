@@ -89,7 +89,7 @@ class Backend {
   void remove_one(const std::string& id, bool force, system::Cancel& cancel);
   bool try_remove(const std::string& id, bool force, std::vector<system::ProcessIdentity>& killed,
                   system::Cancel& cancel);
-  void mark_stopped_one(const std::string& id);
+  void mark_stopped_one(const std::string& id, system::Cancel& cancel);
 
   // start.cpp: the record is known to be closed, and no VMM of it is alive.
   system::ProcessIdentity launch(const lifecycle::VmRecord& vm, system::Cancel& cancel);
@@ -98,7 +98,8 @@ class Backend {
   void shut_down(const lifecycle::VmRecord& vm, const system::Pidfd& process, const StopOptions& options,
                  system::Cancel& cancel);
   void remove_runtime_files(const lifecycle::VmRecord& vm) const;
-  VmView require_alive(std::string_view ref, std::string_view verb) const;
+  [[nodiscard]] lifecycle::VmRecord load_alive(std::string_view ref, std::string_view verb,
+                                               system::Cancel& cancel) const;
 
   Node* node_;
   const vmm::Driver* driver_;

@@ -92,6 +92,34 @@ Liveness probe(const vmm::Driver& driver, const lifecycle::VmRecord& vm) {
   }
 }
 
+Liveness settle(const vmm::Driver& driver, const lifecycle::VmRecord& vm, std::string_view verb,
+                system::Cancel& cancel) {
+  const auto deadline = std::chrono::steady_clock::now() + 3s;
+  for (;;) {
+    auto alive = probe(driver, vm);
+    if (alive.life != Life::kUnknown) return alive;
+    if (std::chrono::steady_clock::now() >= deadline)
+      throw Inconclusive(
+          fmt::format("{} {}: cannot tell whether its VMM is alive: {}", verb, vm.config.name, alive.why));
+    system::pause_for(1ms, cancel);
+  }
+}
+
+vmm::GuestState wait_for_guest_state(const vmm::Driver& driver, const lifecycle::VmRecord& vm,
+                                     std::chrono::milliseconds timeout, system::Cancel& cancel) {
+  const auto deadline = std::chrono::steady_clock::now() + timeout;
+  for (;;) {
+    try {
+      return driver.guest_state(vm, timeout, cancel);
+    } catch (const VmmTimeout&) {
+      throw;
+    } catch (const VmmError&) {
+      if (std::chrono::steady_clock::now() >= deadline || probe(driver, vm).life == Life::kDead) throw;
+    }
+    system::pause_for(5ms, cancel);
+  }
+}
+
 std::optional<lifecycle::Death> find_death(const lifecycle::VmRecord& vm) {
   if (!vm.process) return std::nullopt;
   const system::Path file = system::Path(vm.run_dir) / kExitFile;

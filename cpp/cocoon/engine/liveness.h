@@ -6,11 +6,14 @@
 // agree: argv, working directory and the inherited vm.lock among its descriptors must all be this VM's. A process that
 // is not proven to be this VM's is never signalled.
 
+#include <chrono>
 #include <optional>
 #include <string>
+#include <string_view>
 
 #include "cocoon/lifecycle/record.h"
 #include "cocoon/lifecycle/transition.h"
+#include "cocoon/system/cancel.h"
 #include "cocoon/system/process.h"
 #include "cocoon/vmm/driver.h"
 
@@ -28,6 +31,16 @@ inline constexpr const char* kLockFile = "vm.lock";
 inline constexpr const char* kExitFile = "exit";
 
 Liveness probe(const vmm::Driver& driver, const lifecycle::VmRecord& vm);
+
+// The same for those who must decide: what is undecidable only for moments (a starter that has locked but not yet
+// executed the VMM) is waited for, some seconds at most. Errors Inconclusive naming `verb`; Cancelled.
+Liveness settle(const vmm::Driver& driver, const lifecycle::VmRecord& vm, std::string_view verb,
+                system::Cancel& cancel);
+
+// The guest's state of a living VMM, whose API may not answer yet: its starter may have died right after the spawn.
+// Errors   VmmError, VmmTimeout, Cancelled.
+vmm::GuestState wait_for_guest_state(const vmm::Driver& driver, const lifecycle::VmRecord& vm,
+                                     std::chrono::milliseconds timeout, system::Cancel& cancel);
 
 // What the VMM's parent wrote down of the death of the recorded process. Waits a moment for it when the process is
 // dead but not yet reaped: its parent is writing. A stale or forged file says nothing.

@@ -153,16 +153,14 @@ class Reconciler {
       }
       return add(std::move(row), false);
     }
-    const auto alive = probe(driver, vm);
-    switch (alive.life) {
-      case Life::kUnknown:
-        row.status = "inconclusive: " + alive.why;
-        return add(std::move(row), false);
-      case Life::kAlive:
-        row.pid = alive.process->pid;
-        return living(vm, driver, *alive.process, side, std::move(row));
-      case Life::kDead:
-        return dead(vm, side, std::move(row));
+    try {
+      const auto alive = settle(driver, vm, "reconcile", cancel_);
+      if (alive.life != Life::kAlive) return dead(vm, side, std::move(row));
+      row.pid = alive.process->pid;
+      living(vm, driver, *alive.process, side, std::move(row));
+    } catch (const Inconclusive& error) {
+      row.status = fmt::format("inconclusive: {}", error.what());
+      add(std::move(row), false);
     }
   }
 
@@ -176,7 +174,7 @@ class Reconciler {
     }
     bool runs = false;
     try {
-      const auto guest = driver.guest_state(vm, kApiTimeout, cancel_);
+      const auto guest = wait_for_guest_state(driver, vm, kApiTimeout, cancel_);
       runs = guest == vmm::GuestState::kRunning || guest == vmm::GuestState::kPaused;
     } catch (const VmmError& error) {
       row.status = fmt::format("inconclusive: {}", error.what());

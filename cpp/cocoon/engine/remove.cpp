@@ -23,8 +23,8 @@ using lifecycle::VmRecord;
 using lifecycle::VmState;
 
 constexpr auto kProbeTimeout = 500ms;
-// A starter holds vm.lock for the moments between locking and the VMM's exec, when no process of the VM can be found.
-constexpr auto kUnknownPatience = 3s;
+// How long a VMM that is started again and again while it is being removed is killed again.
+constexpr auto kPatience = 3s;
 
 bool has_killed(const std::vector<system::ProcessIdentity>& killed, const VmRecord& vm) {
   if (!vm.process) return !killed.empty();
@@ -39,15 +39,8 @@ bool Backend::try_remove(const std::string& id, bool force, std::vector<system::
   const auto vm = load_vm(store, id);
 
   // 1. No VMM of it is alive. Die here: its interval is open, and whoever looks next closes it by the shim's stamp.
-  const auto give_up = std::chrono::steady_clock::now() + (force ? kUnknownPatience : 0s);
-  auto alive = probe(*driver_, vm);
-  while (alive.life == Life::kUnknown) {
-    if (std::chrono::steady_clock::now() >= give_up)
-      throw Inconclusive(
-          fmt::format("remove {}: cannot tell whether its VMM is alive: {}", vm.config.name, alive.why));
-    system::pause_for(1ms, cancel);
-    alive = probe(*driver_, vm);
-  }
+  const auto give_up = std::chrono::steady_clock::now() + (force ? kPatience : 0s);
+  const auto alive = settle(*driver_, vm, "remove", cancel);
   if (alive.life == Life::kAlive) {
     if (!force)
       throw InvalidState(fmt::format("remove {}: it is running (pid {}); stop it first, or remove it with force",

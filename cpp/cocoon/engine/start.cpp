@@ -153,11 +153,9 @@ void Backend::start_locked(const std::string& id, system::Cancel& cancel) {
     cancel.check();
     vm = load_vm(store, id);
     refuse_unstartable(vm);
-    const auto alive = probe(*driver_, vm);
-    if (alive.life == Life::kUnknown)
-      throw Inconclusive(fmt::format("start {}: cannot tell whether its VMM is alive: {}", vm.config.name, alive.why));
+    const auto alive = settle(*driver_, vm, "start", cancel);
     if (alive.life == Life::kAlive) {
-      const auto guest = driver_->guest_state(vm, kApiTimeout, cancel);
+      const auto guest = wait_for_guest_state(*driver_, vm, kApiTimeout, cancel);
       if (guest == vmm::GuestState::kNotBooted || guest == vmm::GuestState::kEnded) {
         // Half made by a starter that died, or its guest is over: existing is not running.
         kill_process(*alive.process);

@@ -64,10 +64,7 @@ void Backend::stop_locked(const std::string& id, const StopOptions& options, sys
     const auto vm = load_vm(store, id);
     if (vm.state == VmState::kCreating)
       throw InvalidState(fmt::format("stop {}: it is still being created", vm.config.name), "creating");
-    const auto alive = probe(*driver_, vm);
-    if (alive.life == Life::kUnknown)
-      throw Inconclusive(fmt::format("stop {}: cannot tell whether its VMM is alive: {}", vm.config.name, alive.why));
-
+    const auto alive = settle(*driver_, vm, "stop", cancel);
     Committed done;
     if (alive.life == Life::kDead) {
       if (vm.compute_open()) {

@@ -67,19 +67,15 @@ void require_file(std::string_view what, const std::string& path, bool writable 
   if (::fstat(fd.get(), &status) != 0) {
     throw InvalidArgument(system_message(fmt::format("{}: '{}'", what, path), errno));
   }
-  if (!S_ISREG(status.st_mode) && !(device && S_ISBLK(status.st_mode))) {
+  if (!S_ISREG(status.st_mode) && (!device || !S_ISBLK(status.st_mode))) {
     throw InvalidArgument(
         fmt::format("{}: '{}' is not a regular file{}", what, path, device ? " or block device" : ""));
   }
 }
 
-void check_kernel(const VmConfig& config, bool microvm) {
+void check_kernel(const VmConfig& config) {
   refuse_nul("cmdline", config.cmdline);
   if (config.kernel.empty()) {
-    if (microvm)
-      throw InvalidArgument(
-          "kernel: '', a microvm has no firmware that boots disks: give a kernel, or "
-          "machine 'q35'");
     if (!config.initrd.empty()) throw InvalidArgument(fmt::format("initrd: '{}' without a kernel", config.initrd));
     if (!config.cmdline.empty()) throw InvalidArgument(fmt::format("cmdline: '{}' without a kernel", config.cmdline));
     return;
@@ -201,7 +197,7 @@ void check_qemu_config(const VmConfig& config) {
     throw InvalidArgument(
         fmt::format("memory: {} bytes, allowed for qemu: whole MiB, at least {}", config.mem_bytes, kMinMemory / kMiB));
   }
-  check_kernel(config, config.machine != kQ35);
+  check_kernel(config);
   check_disks(config.disks);
 }
 
@@ -213,6 +209,9 @@ std::vector<std::string> qemu_argv(const VmRecord& vm, const system::Path& binar
                     binary.string()));
   }
   const bool microvm = config.machine != kQ35;
+  // A VM can be made, and marked by those who own its process, without one; only to start it takes a kernel.
+  if (microvm && config.kernel.empty())
+    throw InvalidArgument("kernel: '', a microvm has no firmware that boots disks: give a kernel, or machine 'q35'");
   const bool kvm = config.accelerator.empty() ? host.kvm : config.accelerator == "kvm";
 
   // Name first: is_qemu_argv() looks there.
