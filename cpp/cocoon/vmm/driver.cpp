@@ -25,6 +25,7 @@ constexpr std::array<Known, 1> kKnown{{
 
 std::vector<std::string_view> hypervisors() {
   std::vector<std::string_view> names;
+  names.reserve(kKnown.size());
   for (const Known& known : kKnown) names.push_back(known.name);
   return names;
 }

@@ -38,6 +38,7 @@ class Driver {
   // Refuses what this hypervisor cannot do, before anything is made. Errors InvalidArgument.
   virtual void check(const lifecycle::VmConfig& config) const = 0;
 
+  // Errors   InvalidArgument: what may be created but not be started by us, such as a VM with nothing to boot from.
   [[nodiscard]] virtual Command command(const lifecycle::VmRecord& vm, const system::Path& binary) const = 0;
   // Names in the run dir that a VMM leaves behind and that must be gone before the next one starts.
   [[nodiscard]] virtual std::vector<std::string> runtime_files() const = 0;

@@ -5,6 +5,7 @@
 #include <x86intrin.h>
 #endif
 
+#include <cmath>
 #include <limits>
 
 namespace cocoon::vmm {
@@ -47,7 +48,7 @@ std::int64_t measure() {
   const Sample last = sample();
   const auto ticks = static_cast<double>(last.ticks - first.ticks);
   const double mhz = ticks * 1000.0 / static_cast<double>(last.ns - first.ns);
-  return static_cast<std::int64_t>(mhz + 0.5) * 1000;
+  return std::llround(mhz) * 1000;
 }
 
 #else

@@ -17,7 +17,7 @@ class Qemu final : public Driver {
   [[nodiscard]] std::string_view program() const override { return "qemu-system-x86_64"; }
 
   void check(const lifecycle::VmConfig& config) const override;
-  // Errors InvalidArgument: the binary's name is no QEMU's.
+  // Errors   InvalidArgument, see qemu_argv().
   [[nodiscard]] Command command(const lifecycle::VmRecord& vm, const system::Path& binary) const override;
   [[nodiscard]] std::vector<std::string> runtime_files() const override;
   [[nodiscard]] system::Path api_socket(const lifecycle::VmRecord& vm) const override;

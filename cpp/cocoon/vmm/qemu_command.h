@@ -24,10 +24,12 @@ inline constexpr std::string_view kConsoleSocket = "console.sock";
 inline constexpr std::string_view kQemuLog = "qemu.log";
 inline constexpr std::string_view kConsoleLog = "console.log";
 
+// A microvm without a kernel passes: it can be kept in the books by somebody who starts it in another way.
 // Errors   InvalidArgument naming argument, value and what is allowed.
 void check_qemu_config(const lifecycle::VmConfig& config);
 
 // Requires check_qemu_config() passed.
+// Errors   InvalidArgument: a microvm without a kernel, or a program whose name does not begin with "qemu".
 std::vector<std::string> qemu_argv(const lifecycle::VmRecord& vm, const system::Path& binary, const QemuHost& host);
 
 // The name QEMU is given, and known again by.
