@@ -130,7 +130,7 @@ class FollowIterator {
   bool busy_ = false;
 };
 
-PyLedger make_ledger(const py::args& paths) {
+PyLedger make_ledger(const py::Args<AnyPath>& paths) {
   PyLedger made;
   for (const auto& path : paths) {
     made.paths.push_back(from_path("path", path));
@@ -150,15 +150,15 @@ auto reading(const PyLedger& source, Read&& read) {
   });
 }
 
-Table intervals(const PyLedger& source, const py::object& until) {
+Table intervals(const PyLedger& source, const MaybeDatetime& until) {
   const std::int64_t until_ns = to_optional_time("until", until).value_or(now_ns());
   return reading(source, [&](const Files& files, const ledger::Check& check) {
     return ledger::intervals_table(files, until_ns, check);
   });
 }
 
-Table usage(const PyLedger& source, const py::object& by, const py::object& since, const py::object& until,
-            const py::object& every, const py::object& crash) {
+Table usage(const PyLedger& source, const Typed<"collections.abc.Iterable[str]">& by, const MaybeDatetime& since,
+            const MaybeDatetime& until, const Typed<"float | datetime.timedelta | None">& every, const Text& crash) {
   ledger::UsageQuery query;
   if (py::isinstance<py::str>(by) || !py::isinstance<py::iterable>(by)) {
     throw InvalidArgument(fmt::format("by: {}, allowed: a sequence of str", std::string(py::repr(by))));
@@ -178,7 +178,8 @@ Table usage(const PyLedger& source, const py::object& by, const py::object& sinc
   });
 }
 
-py::typing::Iterator<Entry> follow(const PyLedger& source, const py::object& poll, bool from_start) {
+py::typing::Iterator<Entry> follow(const PyLedger& source, const Typed<"float | datetime.timedelta">& poll,
+                                   bool from_start) {
   // Followed oftener than this, a quiet ledger would only cost.
   const std::int64_t poll_ns = std::max<std::int64_t>(to_duration("poll", poll), 1'000'000);
   auto iterator = blocking([&](system::Cancel&) {
@@ -196,7 +197,7 @@ std::string quoted_paths(const PyLedger& source) {
 }
 
 std::string ledger_html(const PyLedger& source) {
-  const Table table = intervals(source, py::none());
+  const Table table = intervals(source, MaybeDatetime(py::none()));
   return fmt::format("<p>Ledger {}: {} intervals</p>{}", escape_html(quoted_paths(source)), table.rows(),
                      to_html(table));
 }
@@ -228,7 +229,7 @@ std::string audit_html(const AuditReport& report) {
 void bind_audit(py::module_& m) {
   py::class_<Finding>(m, "Finding", "One thing that is wrong with a ledger, and where.")
       .def_property_readonly("code", [](const Finding& f) { return std::string(to_string(f.code)); })
-      .def_property_readonly("file", [](const Finding& f) { return to_path(f.file); })
+      .def_property_readonly("file", [](const Finding& f) -> FilePath { return to_path(f.file); })
       .def_readonly("line", &Finding::line, "From 1, in its file.")
       .def_readonly("offset", &Finding::offset, "Of the line's first byte.")
       .def_readonly("seq", &Finding::seq)
@@ -252,7 +253,7 @@ void bind_audit(py::module_& m) {
 template <typename Iterator>
 void bind_iterator(py::module_& m, const char* name) {
   py::class_<Iterator>(m, name)
-      .def("__iter__", [](const py::object& self) { return self; })
+      .def("__iter__", [](const py::object& self) -> py::typing::Iterator<Entry> { return self; })
       .def("__next__", &Iterator::next);
 }
 

@@ -6,8 +6,8 @@
 #include <utility>
 
 #include <fmt/format.h>
-#include <pybind11/operators.h>
 #include <pybind11/stl.h>
+#include <pybind11/typing.h>
 
 #include "cocoon/metering/entry.h"
 #include "cocoon/metering/recorder.h"
@@ -27,7 +27,10 @@ using metering::NopRecorder;
 using metering::Recorder;
 using metering::Shape;
 
-Shape make_shape(const py::handle& cpu, const py::handle& mem_bytes, const py::handle& storage_bytes) {
+using ShapeState = py::typing::Tuple<std::int64_t, std::int64_t, std::int64_t>;
+using EntryState = py::typing::Tuple<std::string>;
+
+Shape make_shape(const Int& cpu, const Int& mem_bytes, const Int& storage_bytes) {
   return {to_integer("cpu", cpu, 0), to_integer("mem_bytes", mem_bytes, 0),
           to_integer("storage_bytes", storage_bytes, 0)};
 }
@@ -54,11 +57,13 @@ Raises InvalidArgument: a number that is negative or does not fit in 63 bits.)")
       .def_readonly("cpu", &Shape::cpu)
       .def_readonly("mem_bytes", &Shape::mem_bytes)
       .def_readonly("storage_bytes", &Shape::storage_bytes)
-      .def(py::self == py::self)
+      .def("__eq__", &equal<Shape>, py::is_operator())
       .def("__hash__", [](const Shape& s) { return py::hash(py::make_tuple(s.cpu, s.mem_bytes, s.storage_bytes)); })
       .def("__repr__", &repr)
-      .def(py::pickle([](const Shape& s) { return py::make_tuple(s.cpu, s.mem_bytes, s.storage_bytes); },
-                      [](const py::tuple& state) { return make_shape(state[0], state[1], state[2]); }));
+      .def(py::pickle([](const Shape& s) -> ShapeState { return py::make_tuple(s.cpu, s.mem_bytes, s.storage_bytes); },
+                      [](const ShapeState& state) {
+                        return make_shape(py::object(state[0]), py::object(state[1]), py::object(state[2]));
+                      }));
 }
 
 std::int64_t to_emitted_at(const py::handle& value) {
@@ -97,12 +102,12 @@ std::map<std::string, std::string> to_text_map(const py::handle& value) {
   return labels;
 }
 
-Entry make_entry(const py::handle& kind, const py::handle& vm_id, const py::handle& snapshot_id,
-                 const py::handle& source_snapshot_id, const py::handle& reason, const py::handle& hypervisor,
-                 const Shape& shape, const py::handle& emitted_at, const py::handle& seq, const py::handle& interval,
-                 const py::handle& labels, const py::handle& ended_at, const py::handle& ended_uptime_ns,
-                 const py::handle& evidence, const py::handle& alive_until, const py::handle& boot_id,
-                 const py::handle& uptime_ns) {
+Entry make_entry(const Text& kind, const Text& vm_id, const Text& snapshot_id, const Text& source_snapshot_id,
+                 const MaybeText& reason, const Text& hypervisor, const Shape& shape,
+                 const Typed<"datetime.datetime | int | None">& emitted_at, const MaybeInt& seq,
+                 const MaybeInt& interval, const Labels& labels, const MaybeDatetime& ended_at,
+                 const MaybeInt& ended_uptime_ns, const Text& evidence, const MaybeDatetime& alive_until,
+                 const Text& boot_id, const MaybeInt& uptime_ns) {
   Entry entry;
   entry.kind = metering::parse_kind(to_text("kind", kind));
   entry.vm_id = to_text("vm_id", vm_id);
@@ -127,7 +132,7 @@ Entry make_entry(const py::handle& kind, const py::handle& vm_id, const py::hand
   return entry;
 }
 
-Entry entry_from_json(const py::handle& line) {
+Entry entry_from_json(const Typed<"str | bytes">& line) {
   if (py::isinstance<py::bytes>(line)) {
     return metering::from_json(std::string_view(py::reinterpret_borrow<py::bytes>(line)));
   }
@@ -137,11 +142,13 @@ Entry entry_from_json(const py::handle& line) {
   return metering::from_json(to_text("line", line));
 }
 
-py::object read_only(const std::map<std::string, std::string>& labels) {
-  return py::module_::import("types").attr("MappingProxyType")(py::cast(labels));
+Labels read_only(const std::map<std::string, std::string>& labels) {
+  return Labels(py::module_::import("types").attr("MappingProxyType")(py::cast(labels)));
 }
 
-py::object to_utc_or_none(const std::optional<std::int64_t>& ns) { return ns ? to_utc(*ns) : py::none(); }
+MaybeDatetime to_utc_or_none(const std::optional<std::int64_t>& ns) {
+  return ns ? py::object(to_utc(*ns)) : py::object(py::none());
+}
 
 void bind_entry(py::module_& m) {
   py::class_<Entry>(m, "Entry", R"(One entry of the ledger. An immutable value.
@@ -178,14 +185,14 @@ Raises InvalidArgument, naming the field, its value and what is allowed.)")
           "to_json", [](const Entry& e) { return metering::to_json(e); }, "The ledger line, without its newline.")
       .def_static("from_json", &entry_from_json, "line"_a,
                   "Reads a line of a ledger, in any layout. Raises InvalidArgument.")
-      .def(py::self == py::self)
+      .def("__eq__", &equal<Entry>, py::is_operator())
       .def("__hash__", [](const Entry& e) { return py::hash(py::str(metering::to_json(e))); })
       .def("__repr__",
            [](const Entry& e) {
              return fmt::format("Entry.from_json({})", std::string(py::repr(py::str(metering::to_json(e)))));
            })
-      .def(py::pickle([](const Entry& e) { return py::make_tuple(metering::to_json(e)); },
-                      [](const py::tuple& state) { return entry_from_json(state[0]); }));
+      .def(py::pickle([](const Entry& e) -> EntryState { return py::make_tuple(metering::to_json(e)); },
+                      [](const EntryState& state) { return entry_from_json(py::object(state[0])); }));
 }
 
 // A recorder written in Python. The trampoline keeps its Python half alive while only C++ holds it.
@@ -228,7 +235,7 @@ void bind_file_recorder(py::module_& m) {
 
 ``emit`` returns once the line is in the kernel, ``flush`` once it is on the disk. A line that cannot be written is
 kept in memory, with one warning, and written before the next one.)")
-      .def(py::init([](const py::object& path) {
+      .def(py::init([](const AnyPath& path) {
              std::string file = from_path("path", path);
              if (file.empty()) {
                throw InvalidArgument("path: '', allowed: the path of a file");
@@ -237,7 +244,7 @@ kept in memory, with one warning, and written before the next one.)")
            }),
            "path"_a)
       .def("emit", &emit<FileRecorder>, "entry"_a)
-      .def_property_readonly("path", [](const FileRecorder& r) { return to_path(r.path().string()); })
+      .def_property_readonly("path", [](const FileRecorder& r) -> FilePath { return to_path(r.path().string()); })
       .def(
           "flush", [](FileRecorder& r) { blocking([&](system::Cancel&) { r.flush(); }); },
           "Writes what was kept, and syncs the file. Raises LedgerError if it cannot.")

@@ -63,7 +63,7 @@ py::list integers_of(const Column& column) {
   return values;
 }
 
-py::list to_pylist(const Table& table) {
+Typed<"list[dict[str, typing.Any]]"> to_pylist(const Table& table) {
   std::vector<py::str> names;
   for (const Column& column : table.columns()) {
     names.push_back(to_str(column.name()));
@@ -103,7 +103,7 @@ py::object pandas_column(const py::module_& pandas, const py::module_& numpy, co
   return py::none();
 }
 
-py::object to_pandas(const Table& table) {
+Typed<"typing.Any"> to_pandas(const Table& table) {
   const py::module_ pandas = py::module_::import("pandas");
   const py::module_ numpy = py::module_::import("numpy");
   py::dict columns;
@@ -148,7 +148,7 @@ py::object polars_column(const py::module_& polars, const Column& column) {
   return py::none();
 }
 
-py::object to_polars(const Table& table) {
+Typed<"typing.Any"> to_polars(const Table& table) {
   const py::module_ polars = py::module_::import("polars");
   py::list columns;
   for (const Column& column : table.columns()) {
@@ -201,14 +201,14 @@ std::string to_html(const Table& table) {
 
 void bind_table(py::module_& m) {
   py::class_<Table>(m, "Table", "Columns. An immutable value; null is None. Times in data frames have nanoseconds.")
-      .def_property_readonly("column_names",
-                             [](const Table& t) {
-                               py::list names;
-                               for (const Column& column : t.columns()) {
-                                 names.append(to_str(column.name()));
-                               }
-                               return names;
-                             })
+      .def_property_readonly(
+          "column_names", [](const Table& t)->Typed<"list[str]"> {
+            py::list names;
+            for (const Column& column : t.columns()) {
+              names.append(to_str(column.name()));
+            }
+            return names;
+          })
       .def("__len__", &Table::rows)
       .def("to_pylist", &to_pylist, "One dict per row.")
       .def("to_pandas", &to_pandas, "A pandas.DataFrame. Raises ImportError where pandas is not installed.")

@@ -66,13 +66,13 @@ bool timedelta_ns(const py::handle& delta, std::int64_t& ns) {
 
 }  // namespace
 
-py::object to_python(metering::Kind kind) {
+Typed<"cocoon.enums.Kind"> to_python(metering::Kind kind) {
   PYBIND11_CONSTINIT static py::gil_safe_call_once_and_store<std::array<py::object, kKinds>> storage;
   auto& kinds = storage.call_once_and_store_result([] { return members<metering::Kind, kKinds>("Kind"); });
   return kinds.get_stored()[static_cast<std::size_t>(kind)];
 }
 
-py::object to_python(const std::optional<metering::Reason>& reason) {
+Typed<"cocoon.enums.Reason | None"> to_python(const std::optional<metering::Reason>& reason) {
   PYBIND11_CONSTINIT static py::gil_safe_call_once_and_store<std::array<py::object, kReasons>> storage;
   if (!reason) {
     return py::none();
@@ -151,7 +151,7 @@ std::int64_t to_duration(std::string_view what, const py::handle& value) {
   return ns;
 }
 
-py::object to_utc(std::int64_t ns) {
+Datetime to_utc(std::int64_t ns) {
   const Clockwork& parts = clockwork();
   const std::int64_t micros = ns / 1'000 - (ns % 1'000 < 0 ? 1 : 0);
   return parts.epoch + parts.timedelta(0, 0, micros);

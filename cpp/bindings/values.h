@@ -2,10 +2,13 @@
 // Values of entries and ledgers on their way from and to Python: strictly typed, exact to the nanosecond.
 // All of it requires the GIL.
 
+#include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 
 #include <pybind11/pybind11.h>
 
@@ -15,9 +18,47 @@ namespace cocoon::bindings {
 
 namespace py = pybind11;
 
+template <std::size_t kSize>
+struct TypeName {
+  char text[kSize]{};
+  constexpr TypeName(const char (&name)[kSize]) { std::copy_n(name, kSize, text); }
+};
+
+// An object whose Python type the signature tells. As an argument it may be anything: the binding refuses with
+// InvalidArgument, where pybind11 would raise TypeError without naming the value.
+template <TypeName kName>
+class Typed : public py::object {
+ public:
+  using py::object::object;
+  Typed(const py::object& any) : py::object(any) {}
+  Typed(py::object&& any) : py::object(std::move(any)) {}
+  static bool check_(py::handle value) { return value.ptr() != nullptr; }
+};
+
+using Text = Typed<"str">;
+using MaybeText = Typed<"str | None">;
+using Int = Typed<"int">;
+using MaybeInt = Typed<"int | None">;
+using Datetime = Typed<"datetime.datetime">;
+using MaybeDatetime = Typed<"datetime.datetime | None">;
+using Labels = Typed<"collections.abc.Mapping[str, str]">;
+using FilePath = Typed<"pathlib.Path">;
+using AnyPath = Typed<"str | os.PathLike[str]">;
+using Anything = Typed<"object">;
+using Bool = Typed<"bool">;
+
+// a == b, and for another type what lets Python ask that one.
+template <typename Value>
+Bool equal(const Value& a, const Anything& b) {
+  if (!py::isinstance<Value>(b)) {
+    return py::reinterpret_borrow<py::object>(Py_NotImplemented);
+  }
+  return py::bool_(a == b.template cast<const Value&>());
+}
+
 // cocoon.Kind and cocoon.Reason. Their members are looked up once.
-py::object to_python(metering::Kind kind);
-py::object to_python(const std::optional<metering::Reason>& reason);  // None
+Typed<"cocoon.enums.Kind"> to_python(metering::Kind kind);
+Typed<"cocoon.enums.Reason | None"> to_python(const std::optional<metering::Reason>& reason);
 
 // A str (also a StrEnum) as UTF-8. Errors InvalidArgument naming `what`.
 std::string to_text(std::string_view what, const py::handle& value);
@@ -33,7 +74,7 @@ std::optional<std::int64_t> to_optional_time(std::string_view what, const py::ha
 std::int64_t to_duration(std::string_view what, const py::handle& value);
 
 // As support's to_datetime, for tables: its parts are looked up once.
-py::object to_utc(std::int64_t ns);
+Datetime to_utc(std::int64_t ns);
 
 std::int64_t now_ns();
 
@@ -41,3 +82,8 @@ std::int64_t now_ns();
 std::string escape_html(std::string_view text);
 
 }  // namespace cocoon::bindings
+
+template <cocoon::bindings::TypeName kName>
+struct pybind11::detail::handle_type_name<cocoon::bindings::Typed<kName>> {
+  static constexpr auto name = const_name(kName.text);
+};

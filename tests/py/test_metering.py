@@ -47,7 +47,7 @@ def an_entry(seq: int | None = None) -> Entry:
 def test_kinds_and_reasons_are_strings() -> None:
     entry = an_entry()
     assert entry.kind is Kind.VM_COMPUTE_START
-    assert entry.kind == "vm.compute.start"
+    assert str(entry.kind) == "vm.compute.start"
     assert entry.reason is Reason.BOOT
     for kind in Kind:
         owner = {"snapshot_id": "s"} if kind.startswith("snap.") else {"vm_id": "v"}
@@ -105,6 +105,7 @@ def test_values_are_immutable_and_hashable() -> None:
     assert entry != an_entry(2)
     assert entry != "entry"
     assert len({Shape(cpu=1), Shape(cpu=1), Shape(mem_bytes=1)}) == 2
+    value: Any
     for value in (entry, entry.shape):
         assert copy.copy(value) == value
         assert copy.deepcopy(value) == value
