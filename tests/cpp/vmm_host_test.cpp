@@ -75,6 +75,7 @@ TEST(KvmProbeTest, RunThatDoesNotEndInTimeIsInterrupted) {
 TEST(KvmProbeTest, ManyThreadsGetOneAnswer) {
   std::vector<const KvmStatus*> answers(4);
   std::vector<std::thread> threads;
+  threads.reserve(answers.size());
   for (auto& answer : answers) threads.emplace_back([&answer] { answer = &kvm_status(); });
   for (auto& thread : threads) thread.join();
   EXPECT_TRUE(std::all_of(answers.begin(), answers.end(), [&](const auto* a) { return a == answers[0]; }));

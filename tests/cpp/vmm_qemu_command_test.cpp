@@ -21,7 +21,7 @@ using lifecycle::VmConfig;
 using lifecycle::VmRecord;
 
 constexpr std::string_view kId = "abcdefghijklmnopqrstuvwxyz";
-const system::Path kBinary = "/usr/bin/qemu-system-x86_64";
+constexpr const char* kBinary = "/usr/bin/qemu-system-x86_64";
 
 VmRecord record() {
   VmRecord vm;

@@ -159,7 +159,7 @@ std::optional<system::Path> find_qemu() {
   const char* search = std::getenv("PATH");
   std::stringstream path(search == nullptr ? "" : search);
   for (std::string folder; std::getline(path, folder, ':');) {
-    const system::Path candidate = system::Path(folder) / Qemu().program();
+    system::Path candidate = system::Path(folder) / Qemu().program();
     if (candidate.is_absolute() && ::access(candidate.c_str(), X_OK) == 0) return candidate;
   }
   return std::nullopt;
@@ -208,7 +208,9 @@ class RealQemuTest : public ::testing::TestWithParam<std::string> {
     ASSERT_TRUE(up && alive()) << log();
   }
   bool alive() { return process_ && !process_->wait(0ms, cancel_); }
-  std::optional<system::ExitRecord> exit() { return system::find_exit_record(system::Path(vm_.run_dir) / "exit"); }
+  [[nodiscard]] std::optional<system::ExitRecord> exit() const {
+    return system::find_exit_record(system::Path(vm_.run_dir) / "exit");
+  }
   std::string log() { return system::tail_text(qemu_.log(vm_), 20); }
   std::string printed() { return system::find_text(qemu_.console_log(vm_), 1 << 20).value_or(""); }
   GuestState state() { return qemu_.guest_state(vm_, kTimeout, cancel_); }
