@@ -120,7 +120,7 @@ TEST_F(QmpTest, NonsenseIsAnErrorThatShowsIt) {
 }
 
 TEST_F(QmpTest, MalformedErrorsAreErrorsToo) {
-  for (const std::string body : {"1", "{}", "[1]", "null", R"({"class": 1, "desc": []})}) {
+  for (const std::string body : {"1", "{}", "[1]", "null", R"({"class": 1, "desc": []})"}) {
     SCOPED_TRACE(body);
     EXPECT_EQ(failure_of_answer<VmmError>("{\"id\": 2, \"error\": " + body + "}\n").body, "?: ?");
     std::filesystem::remove(socket());
@@ -161,113 +161,113 @@ TEST_F(QmpTest, OtherProtocolsAreRefusedWithWhatTheySaid) {
 }
 
 TEST_F(QmpTest, NobodyListeningIsAnErrorNotATimeout) {
-    try {
-      Qmp::connect(socket(), 20s, cancel_);
-      FAIL() << "connected to nothing";
-    } catch (const VmmTimeout& error) {
-      FAIL() << error.what();
-    } catch (const VmmError& error) {
-      EXPECT_NE(std::string(error.what()).find(socket().string()), std::string::npos);
-    }
+  try {
+    Qmp::connect(socket(), 20s, cancel_);
+    FAIL() << "connected to nothing";
+  } catch (const VmmTimeout& error) {
+    FAIL() << error.what();
+  } catch (const VmmError& error) {
+    EXPECT_NE(std::string(error.what()).find(socket().string()), std::string::npos);
+  }
 }
 
 TEST_F(QmpTest, SilenceIsATimeoutThatSaysWhatItMayMean) {
-    std::promise<void> over;
-    FakeQmp server(socket(), [&](FakeClient&) { over.get_future().wait(); });
-    const auto before = std::chrono::steady_clock::now();
-    try {
-      Qmp::connect(socket(), 150ms, cancel_);
-      ADD_FAILURE() << "no timeout";
-    } catch (const VmmTimeout& error) {
-      EXPECT_NE(std::string(error.what()).find("serves another client"), std::string::npos) << error.what();
-    }
-    EXPECT_GE(std::chrono::steady_clock::now() - before, 150ms);
-    over.set_value();
+  std::promise<void> over;
+  FakeQmp server(socket(), [&](FakeClient&) { over.get_future().wait(); });
+  const auto before = std::chrono::steady_clock::now();
+  try {
+    Qmp::connect(socket(), 150ms, cancel_);
+    ADD_FAILURE() << "no timeout";
+  } catch (const VmmTimeout& error) {
+    EXPECT_NE(std::string(error.what()).find("serves another client"), std::string::npos) << error.what();
+  }
+  EXPECT_GE(std::chrono::steady_clock::now() - before, 150ms);
+  over.set_value();
 }
 
 TEST_F(QmpTest, SilenceAfterACommandIsATimeout) {
-    FakeQmp server(socket(), [&](FakeClient& client) {
-      client.greet();
-      client.hear();
-      client.hear();  // returns when the client has gone
-    });
-    Qmp qmp = Qmp::connect(socket(), 300ms, cancel_);
-    EXPECT_THROW(qmp.execute("stop"), VmmTimeout);
+  FakeQmp server(socket(), [&](FakeClient& client) {
+    client.greet();
+    client.hear();
+    client.hear();  // returns when the client has gone
+  });
+  Qmp qmp = Qmp::connect(socket(), 300ms, cancel_);
+  EXPECT_THROW(qmp.execute("stop"), VmmTimeout);
 }
 
 TEST_F(QmpTest, EventsWithoutEndDoNotPutOffTheTimeout) {
-    FakeQmp server(socket(), [&](FakeClient& client) {
-      client.greet();
-      client.hear();
-      while (client.say("{\"event\": \"RTC_CHANGE\"}\n")) {
-      }
-    });
-    {
-      Qmp qmp = Qmp::connect(socket(), 300ms, cancel_);
-      EXPECT_THROW(qmp.execute("stop"), VmmTimeout);
+  FakeQmp server(socket(), [&](FakeClient& client) {
+    client.greet();
+    client.hear();
+    while (client.say("{\"event\": \"RTC_CHANGE\"}\n")) {
     }
+  });
+  {
+    Qmp qmp = Qmp::connect(socket(), 300ms, cancel_);
+    EXPECT_THROW(qmp.execute("stop"), VmmTimeout);
+  }
 }
 
 TEST_F(QmpTest, SecondClientWaitsUntilTheFirstLeaves) {
-    std::promise<void> first_is_in;
-    FakeQmp server(
-        socket(),
-        [&, told = false](FakeClient& client) mutable {
-          client.greet();
-          if (!std::exchange(told, true)) first_is_in.set_value();
-          client.hear();
-        },
-        2);
-    auto first = std::make_unique<Qmp>(Qmp::connect(socket(), 20s, cancel_));
-    first_is_in.get_future().wait();
-    auto second = std::async(std::launch::async, [&] {
-      system::Cancel mine;
-      Qmp::connect(socket(), 20s, mine);
-    });
-    EXPECT_EQ(second.wait_for(50ms), std::future_status::timeout);
-    first.reset();
-    EXPECT_NO_THROW(second.get());
+  std::promise<void> first_is_in;
+  FakeQmp server(
+      socket(),
+      [&, told = false](FakeClient& client) mutable {
+        client.greet();
+        if (!std::exchange(told, true)) first_is_in.set_value();
+        client.hear();
+      },
+      2);
+  auto first = std::make_unique<Qmp>(Qmp::connect(socket(), 20s, cancel_));
+  first_is_in.get_future().wait();
+  auto second = std::async(std::launch::async, [&] {
+    system::Cancel mine;
+    Qmp::connect(socket(), 20s, mine);
+  });
+  EXPECT_EQ(second.wait_for(50ms), std::future_status::timeout);
+  first.reset();
+  EXPECT_NO_THROW(second.get());
 }
 
 TEST_F(QmpTest, FullQueueIsATimeoutNotADeadQemu) {
-    std::promise<void> over;
-    FakeQmp server(socket(), [&](FakeClient&) { over.get_future().wait(); });
-    // The one that is served, and as many as the queue takes.
-    std::vector<system::UnixStream> waiting;
-    for (int i = 0; i < 10; ++i) {
-      try {
-        waiting.push_back(system::UnixStream::connect(socket(), 20ms));
-      } catch (const VmmTimeout&) {
-        break;
-      }
+  std::promise<void> over;
+  FakeQmp server(socket(), [&](FakeClient&) { over.get_future().wait(); });
+  // The one that is served, and as many as the queue takes.
+  std::vector<system::UnixStream> waiting;
+  for (int i = 0; i < 10; ++i) {
+    try {
+      waiting.push_back(system::UnixStream::connect(socket(), 20ms));
+    } catch (const VmmTimeout&) {
+      break;
     }
-    ASSERT_LT(waiting.size(), 10U);
-    EXPECT_THROW(Qmp::connect(socket(), 150ms, cancel_), VmmTimeout);
-    over.set_value();
+  }
+  ASSERT_LT(waiting.size(), 10U);
+  EXPECT_THROW(Qmp::connect(socket(), 150ms, cancel_), VmmTimeout);
+  over.set_value();
 }
 
 TEST_F(QmpTest, CancelEndsAWaitAtOnce) {
-    std::promise<void> over;
-    FakeQmp server(socket(), [&](FakeClient&) { over.get_future().wait(); });
-    std::thread canceller([&] { cancel_.request(); });
-    const auto before = std::chrono::steady_clock::now();
-    EXPECT_THROW(Qmp::connect(socket(), 60s, cancel_), Cancelled);
-    EXPECT_LT(std::chrono::steady_clock::now() - before, 30s);
-    canceller.join();
-    over.set_value();
+  std::promise<void> over;
+  FakeQmp server(socket(), [&](FakeClient&) { over.get_future().wait(); });
+  std::thread canceller([&] { cancel_.request(); });
+  const auto before = std::chrono::steady_clock::now();
+  EXPECT_THROW(Qmp::connect(socket(), 60s, cancel_), Cancelled);
+  EXPECT_LT(std::chrono::steady_clock::now() - before, 30s);
+  canceller.join();
+  over.set_value();
 }
 
 TEST_F(QmpTest, LastCommandMayCloseInsteadOfAnsweringButNotRefuse) {
-    FakeQmp server(
-        socket(),
-        [&, n = 0](FakeClient& client) mutable {
-          client.greet();
-          client.hear();
-          if (n++ == 1) client.say("{\"error\": {\"class\": \"GenericError\", \"desc\": \"no\"}, \"id\": 2}\n");
-        },
-        2);
-    EXPECT_NO_THROW(Qmp::connect(socket(), 20s, cancel_).execute_last("quit"));
-    EXPECT_THROW(Qmp::connect(socket(), 20s, cancel_).execute_last("quit"), VmmError);
+  FakeQmp server(
+      socket(),
+      [&, n = 0](FakeClient& client) mutable {
+        client.greet();
+        client.hear();
+        if (n++ == 1) client.say("{\"error\": {\"class\": \"GenericError\", \"desc\": \"no\"}, \"id\": 2}\n");
+      },
+      2);
+  EXPECT_NO_THROW(Qmp::connect(socket(), 20s, cancel_).execute_last("quit"));
+  EXPECT_THROW(Qmp::connect(socket(), 20s, cancel_).execute_last("quit"), VmmError);
 }
 
 }  // namespace
