@@ -1,8 +1,6 @@
 // The engine's sequences with real threads and, where QEMU is installed, real VMMs: what the sanitizers watch. The
 // scenarios with a booted guest, other processes and kills are in tests/py.
 
-#include "cocoon/engine/backend.h"
-
 #include <unistd.h>
 
 #include <algorithm>
@@ -16,6 +14,7 @@
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
+#include "cocoon/engine/backend.h"
 #include "cocoon/engine/commit.h"
 #include "cocoon/error.h"
 
@@ -233,10 +232,9 @@ TEST_F(EngineVmmTest, StartStopAndRemove) {
   EXPECT_EQ(backend_->inspect("web").liveness.life, Life::kDead);
   start(id);
   remove(id);
-  EXPECT_EQ(said(id),
-            (std::vector<std::string>{"vm.storage.start boot", "vm.compute.start boot", "vm.compute.stop stop-user",
-                                      "vm.compute.start restart", "vm.compute.stop stop-user",
-                                      "vm.storage.stop vm-rm"}));
+  EXPECT_EQ(said(id), (std::vector<std::string>{"vm.storage.start boot", "vm.compute.start boot",
+                                                "vm.compute.stop stop-user", "vm.compute.start restart",
+                                                "vm.compute.stop stop-user", "vm.storage.stop vm-rm"}));
   EXPECT_EQ(living(), 0U);
   EXPECT_FALSE(fs::exists(vm.record.run_dir));
 }
@@ -255,7 +253,8 @@ TEST_F(EngineVmmTest, KilledVmmIsACrashDatedByItsParent) {
 TEST_F(EngineVmmTest, StartAgainstRemoveLeavesNoProcess) {
   for (int i = 0; i < scaled(12); ++i) {
     const auto id = create(fmt::format("v{}", i), "q35");
-    const auto won = race({[&] { start(id); }, [&] {
+    const auto won = race({[&] { start(id); },
+                           [&] {
                              system::pause_for(std::chrono::milliseconds(10 * i), never_);
                              remove(id);
                            }});

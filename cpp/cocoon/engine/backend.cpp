@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <exception>
+#include <system_error>
 #include <thread>
 #include <utility>
 
@@ -44,11 +45,11 @@ bool is_cancelled(const std::exception_ptr& error) {
 }  // namespace
 
 Backend::Backend(Node& node, std::string_view hypervisor, BackendOptions options)
-    : node_(&node), driver_(&node.driver(hypervisor)), options_(std::move(options)) {}
-
-system::Path Backend::binary() const {
-  return options_.binary.empty() ? node_->find_binary(hypervisor()) : options_.binary;
+    : node_(&node), driver_(&node.driver(hypervisor)), options_(std::move(options)) {
+  if (!options_.binary.empty()) options_.binary = std::filesystem::absolute(options_.binary);
 }
+
+system::Path Backend::binary() const { return node_->find_binary(hypervisor(), options_.binary); }
 
 std::string Backend::resolve(std::string_view ref) const {
   return node_->store().resolve(store::Table::kVm, ref, hypervisor()).id;
@@ -101,11 +102,17 @@ Backend::Ids Backend::for_each(Refs refs, system::Cancel& cancel, std::string_vi
   const auto count = std::min(items.size(), kMaxThreads);
   running = count;
   threads.reserve(count);
-  for (std::size_t i = 0; i < count; ++i)
-    threads.emplace_back([&] {
-      for (auto at = next++; at < items.size(); at = next++) run(items[at]);
-      --running;
-    });
+  try {
+    while (threads.size() < count)
+      threads.emplace_back([&] {
+        for (auto at = next++; at < items.size(); at = next++) run(items[at]);
+        --running;
+      });
+  } catch (const std::system_error&) {
+    // The system has no more threads for us: fewer do the work as well, but none cannot.
+    running -= count - threads.size();
+    if (threads.empty()) throw;
+  }
   // The caller's thread does nothing but listen for Ctrl-C; a request makes each worker undo what it began.
   std::exception_ptr interrupted;
   while (running > 0) {
@@ -135,9 +142,9 @@ Backend::Ids Backend::for_each(Refs refs, system::Cancel& cancel, std::string_vi
   if (errors.empty()) return succeeded;
   std::vector<std::string> messages;
   for (const auto& [ref, error] : errors) messages.push_back(fmt::format("{}: {}", ref, message_of(error)));
-  throw BulkError(
-      fmt::format("{} failed for {} of {}: {}", verb, errors.size(), items.size(), fmt::join(messages, "; ")),
-      std::move(succeeded), std::move(errors));
+  const auto message =
+      fmt::format("{} failed for {} of {}: {}", verb, errors.size(), items.size(), fmt::join(messages, "; "));
+  throw BulkError(message, std::move(succeeded), std::move(errors));
 }
 
 VmView Backend::inspect(std::string_view ref) const {
@@ -164,28 +171,28 @@ VmView Backend::relabel(std::string_view ref, const std::map<std::string, std::o
                         system::Cancel& cancel) {
   const auto id = resolve(ref);
   // A start that is under way would lose its race against this commit; it is waited for instead.
-  const OpLock lock(*node_, id, cancel);
-  auto after = commit(node_->store(), id, lifecycle::Relabel{.labels = labels});
-  return view(*std::move(after));
+  return with_op_lock(*node_, id, cancel, [&] {
+    auto after = commit(node_->store(), id, lifecycle::Relabel{.labels = labels});
+    return view(*std::move(after));
+  });
 }
 
-VmRecord Backend::load_alive(std::string_view ref, std::string_view verb, system::Cancel& cancel) const {
-  auto vm = load_vm(node_->store(), resolve(ref));
+VmRecord Backend::load_alive(const std::string& id, std::string_view verb, system::Cancel& cancel) const {
+  auto vm = load_vm(node_->store(), id);
   if (settle(*driver_, vm, verb, cancel).life == Life::kDead)
-    throw InvalidState(
-        fmt::format("{} {}: its VMM is not alive (state {})", verb, vm.config.name, to_string(vm.state)),
-        std::string(to_string(vm.state)));
+    throw InvalidState(fmt::format("{} {}: its VMM is not alive (state {})", verb, vm.config.name, to_string(vm.state)),
+                       std::string(to_string(vm.state)));
   return vm;
 }
 
 void Backend::pause(std::string_view ref, system::Cancel& cancel) {
-  const OpLock lock(*node_, resolve(ref), cancel);
-  driver_->pause(load_alive(ref, "pause", cancel), kApiTimeout, cancel);
+  const auto id = resolve(ref);
+  with_op_lock(*node_, id, cancel, [&] { driver_->pause(load_alive(id, "pause", cancel), kApiTimeout, cancel); });
 }
 
 void Backend::resume(std::string_view ref, system::Cancel& cancel) {
-  const OpLock lock(*node_, resolve(ref), cancel);
-  driver_->resume(load_alive(ref, "resume", cancel), kApiTimeout, cancel);
+  const auto id = resolve(ref);
+  with_op_lock(*node_, id, cancel, [&] { driver_->resume(load_alive(id, "resume", cancel), kApiTimeout, cancel); });
 }
 
 system::Path Backend::console_path(std::string_view ref) const {
@@ -215,9 +222,9 @@ void Backend::mark_stopped_one(const std::string& id, system::Cancel& cancel) {
     const auto vm = load_vm(node_->store(), id);
     const auto alive = settle(*driver_, vm, "mark stopped", cancel);
     if (alive.life == Life::kAlive)
-      throw InvalidState(fmt::format("mark stopped {}: its VMM (pid {}) is alive, stop it", vm.config.name,
-                                     alive.process->pid),
-                         std::string(to_string(vm.state)));
+      throw InvalidState(
+          fmt::format("mark stopped {}: its VMM (pid {}) is alive, stop it", vm.config.name, alive.process->pid),
+          std::string(to_string(vm.state)));
     const auto done = commit_if(node_->store(), vm, lifecycle::MarkStopped{});
     if (done.race != Race::kChanged) {
       if (done.race == Race::kGone) throw NotFound(fmt::format("mark stopped {}: it was removed", id), id);
@@ -242,9 +249,10 @@ Backend::Ids Backend::stop(Refs refs, const StopOptions& options, system::Cancel
 
 Backend::Ids Backend::restart(Refs refs, const StopOptions& options, system::Cancel& cancel) {
   return for_each(refs, cancel, "restart", [&](const std::string& id) {
-    const OpLock lock(*node_, id, cancel);
-    stop_locked(id, options, cancel);
-    start_locked(id, cancel);
+    with_op_lock(*node_, id, cancel, [&] {
+      stop_locked(id, options, cancel);
+      start_locked(id, cancel);
+    });
   });
 }
 

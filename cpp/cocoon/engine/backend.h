@@ -87,18 +87,24 @@ class Backend {
   void stop_one(const std::string& id, const StopOptions& options, system::Cancel& cancel);
   void stop_locked(const std::string& id, const StopOptions& options, system::Cancel& cancel);
   void remove_one(const std::string& id, bool force, system::Cancel& cancel);
-  bool try_remove(const std::string& id, bool force, std::vector<system::ProcessIdentity>& killed,
-                  system::Cancel& cancel);
+  bool try_remove(const std::string& id, bool force, std::chrono::steady_clock::time_point give_up,
+                  std::vector<system::ProcessIdentity>& killed, system::Cancel& cancel);
   void mark_stopped_one(const std::string& id, system::Cancel& cancel);
 
   // start.cpp: the record is known to be closed, and no VMM of it is alive.
+  void run_vmm(const lifecycle::VmRecord& vm, system::Cancel& cancel);
+  // Ends a VMM that a start made and does not keep, and its interval if somebody has opened one for it.
+  void discard(const lifecycle::VmRecord& vm, const system::ProcessIdentity& process) const noexcept;
+  // True if the VM was removed meanwhile; then folders that were made again are gone too.
+  bool forget_if_removed(const lifecycle::VmRecord& vm) const noexcept;
   system::ProcessIdentity launch(const lifecycle::VmRecord& vm, system::Cancel& cancel);
   void wait_for_api(const lifecycle::VmRecord& vm, const system::Pidfd& process, system::Cancel& cancel) const;
   [[noreturn]] void report_death(const lifecycle::VmRecord& vm, const std::string& when) const;
   void shut_down(const lifecycle::VmRecord& vm, const system::Pidfd& process, const StopOptions& options,
                  system::Cancel& cancel);
   void remove_runtime_files(const lifecycle::VmRecord& vm) const;
-  [[nodiscard]] lifecycle::VmRecord load_alive(std::string_view ref, std::string_view verb,
+  static void make_vm_dirs(const lifecycle::VmRecord& vm);
+  [[nodiscard]] lifecycle::VmRecord load_alive(const std::string& id, std::string_view verb,
                                                system::Cancel& cancel) const;
 
   Node* node_;

@@ -1,6 +1,11 @@
 // create: check → reserve → folders and disks → finalize.
 
-#include <filesystem>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <optional>
+#include <utility>
 
 #include <fmt/format.h>
 #include <spdlog/spdlog.h>
@@ -13,26 +18,40 @@
 namespace cocoon::engine {
 namespace {
 
-// Takes back what a create that failed had made; nothing of it is in the ledger. What cannot be taken back does not
-// keep the rest: a placeholder that stays is removed by rm and reconcile.
+// Takes back what a create that failed had made; nothing of it is in the ledger. What cannot be taken back stays a
+// placeholder, which rm and reconcile remove.
 void roll_back(Node& node, const lifecycle::VmRecord& vm, OpLock& lock) noexcept {
-  const auto attempt = [&](auto&& step) {
-    try {
-      step();
-    } catch (const std::exception& error) {
-      spdlog::warn("create {}: taking back what was made: {}", vm.config.name, error.what());
-    }
-  };
-  attempt([&] { system::remove_tree(vm.run_dir); });
-  attempt([&] { system::remove_tree(vm.log_dir); });
-  attempt([&] {
-    if (const auto now = find_vm(node.store(), vm.id); now && now->state == lifecycle::VmState::kCreating)
-      commit(node.store(), vm.id, lifecycle::RollbackCreate{});
+  try {
+    const auto now = find_vm(node.store(), vm.id);
+    if (now && now->state != lifecycle::VmState::kCreating) return;  // it was committed after all
+    system::remove_tree(vm.run_dir);
+    system::remove_tree(vm.log_dir);
+    if (now) commit_if(node.store(), *now, lifecycle::RollbackCreate{});
     lock.retire();
-  });
+  } catch (const std::exception& error) {
+    spdlog::warn("create {}: taking back what was made: {}", vm.config.name, error.what());
+  }
+}
+
+// The parent of all run dirs must be ours alone, or its owner could put another folder in a run dir's place.
+void require_own(const system::Path& folder) {
+  struct stat status{};
+  if (::stat(folder.c_str(), &status) != 0)
+    throw StoreError(system_message("stat " + folder.string(), errno), folder.string(), errno);
+  if (status.st_uid != ::geteuid() || (status.st_mode & S_IWOTH) != 0)
+    throw StoreError(fmt::format("{}: it belongs to uid {} with mode {:o}, allowed: our own, not writable by others",
+                                 folder.string(), status.st_uid, status.st_mode & 07777U),
+                     folder.string(), EPERM);
 }
 
 }  // namespace
+
+void Backend::make_vm_dirs(const lifecycle::VmRecord& vm) {
+  for (const auto* folder : {&vm.run_dir, &vm.log_dir}) {
+    system::make_private_dirs(*folder);
+    require_own(system::Path(*folder).parent_path());
+  }
+}
 
 VmView Backend::create(const VmSpec& spec, system::Cancel& cancel) {
   const auto id = store::make_id();
@@ -46,22 +65,27 @@ VmView Backend::create(const VmSpec& spec, system::Cancel& cancel) {
 
   // The lock says that the placeholder has an owner. Die before it is reserved: an empty lock file, reused by nobody.
   OpLock lock(*node_, id, cancel);
+  std::optional<lifecycle::VmRecord> created;
   try {
     // 1. The name is taken. Die here: a placeholder whose lock is free; rm and reconcile remove it.
     commit(node_->store(), id, lifecycle::Reserve{.record = vm});
     // 2. Folders and disks. Die here: the same placeholder, with folders that go with it.
-    system::make_private_dirs(vm.run_dir);
-    system::make_private_dirs(vm.log_dir);
+    make_vm_dirs(vm);
     make_own_disk(spec, vm.config, cancel);
-    { const auto made = system::FileLock::try_acquire(system::Path(vm.run_dir) / kLockFile); }
+    {
+      const auto made = system::FileLock::try_acquire(system::Path(vm.run_dir) / kLockFile);
+    }
     cancel.check();
+    // A record that outlives a power cut has a disk that does.
+    system::sync_dir(vm.run_dir);
+    system::sync_dir(system::Path(vm.run_dir).parent_path());
     // 3. The VM and its storage interval, in one transaction.
-    auto created = commit(node_->store(), id, lifecycle::FinalizeCreate{.config = vm.config});
-    return view(*std::move(created));
+    created = commit(node_->store(), id, lifecycle::FinalizeCreate{.config = vm.config});
   } catch (...) {
     roll_back(*node_, vm, lock);
     throw;
   }
+  return view(*std::move(created));
 }
 
 }  // namespace cocoon::engine

@@ -44,8 +44,7 @@ lifecycle::ProcessIdentity to_record(const system::ProcessIdentity& process) {
 }
 
 system::ProcessIdentity from_record(const lifecycle::ProcessIdentity& process) {
-  return {
-      .pid = static_cast<pid_t>(process.pid), .start_ticks = process.start_ticks, .boot_id = process.boot_id};
+  return {.pid = static_cast<pid_t>(process.pid), .start_ticks = process.start_ticks, .boot_id = process.boot_id};
 }
 
 bool is_vmm_of(const vmm::Driver& driver, const system::ProcessInfo& process, const std::string& vm_id,
@@ -60,9 +59,8 @@ bool is_vmm_of(const vmm::Driver& driver, const system::ProcessInfo& process, co
 }
 
 std::vector<system::ProcessInfo> find_processes(const vmm::Driver& driver, const lifecycle::VmRecord& vm) {
-  return system::scan_processes([&](const system::ProcessInfo& process) {
-    return is_vmm_of(driver, process, vm.id, vm.run_dir);
-  });
+  return system::scan_processes(
+      [&](const system::ProcessInfo& process) { return is_vmm_of(driver, process, vm.id, vm.run_dir); });
 }
 
 Liveness probe(const vmm::Driver& driver, const lifecycle::VmRecord& vm) {
@@ -75,16 +73,21 @@ Liveness probe(const vmm::Driver& driver, const lifecycle::VmRecord& vm) {
     std::error_code ignored;
     const bool held = system::FileLock::is_held(lock);
     // Without the file nobody can tell by it: somebody removed the folder, perhaps under a living VMM.
-    if (!held && (std::filesystem::exists(lock, ignored) || vm.state == lifecycle::VmState::kCreating))
-      return {};
+    if (!held && (std::filesystem::exists(lock, ignored) || vm.state == lifecycle::VmState::kCreating)) return {};
     const auto found = find_processes(driver, vm);
     if (!found.empty()) return {.life = Life::kAlive, .process = found.front().identity, .why = {}};
-    if (!held) return {};
-    // A VMM lets go of the lock while it dies, before /proc forgets its argv or just after: ask once more.
-    if (!system::FileLock::is_held(lock)) return {};
-    return {.life = Life::kUnknown,
-            .process = {},
-            .why = fmt::format("{} is held by a process that is not found in /proc", lock.string())};
+    // Its first thread may be a zombie while the others, and the lock with them, still go: they are waited for.
+    const auto deadline = std::chrono::steady_clock::now() + 5s;
+    system::Cancel never;
+    while (held && system::FileLock::is_held(lock)) {
+      const auto dying = find_recorded(vm);
+      if (!dying || std::chrono::steady_clock::now() >= deadline)
+        return {.life = Life::kUnknown,
+                .process = {},
+                .why = fmt::format("{} is held by a process that is not found in /proc", lock.string())};
+      system::pause_for(200us, never);
+    }
+    return {};
   } catch (const Inconclusive& error) {
     return {.life = Life::kUnknown, .process = {}, .why = error.what()};
   } catch (const StoreError& error) {
@@ -105,18 +108,19 @@ Liveness settle(const vmm::Driver& driver, const lifecycle::VmRecord& vm, std::s
   }
 }
 
-vmm::GuestState wait_for_guest_state(const vmm::Driver& driver, const lifecycle::VmRecord& vm,
-                                     std::chrono::milliseconds timeout, system::Cancel& cancel) {
+std::optional<vmm::GuestState> find_guest_state(const vmm::Driver& driver, const lifecycle::VmRecord& vm,
+                                                const system::ProcessIdentity& process,
+                                                std::chrono::milliseconds timeout, system::Cancel& cancel) {
   const auto deadline = std::chrono::steady_clock::now() + timeout;
   for (;;) {
     try {
       return driver.guest_state(vm, timeout, cancel);
-    } catch (const VmmTimeout&) {
-      throw;
     } catch (const VmmError&) {
-      if (std::chrono::steady_clock::now() >= deadline || probe(driver, vm).life == Life::kDead) throw;
+      // It hung up: because it is dying, or because it does not listen yet.
+      const auto pidfd = system::Pidfd::open(process);
+      if (!pidfd || pidfd->wait(20ms, cancel)) return std::nullopt;
+      if (std::chrono::steady_clock::now() >= deadline) throw;
     }
-    system::pause_for(5ms, cancel);
   }
 }
 
@@ -130,26 +134,32 @@ std::optional<lifecycle::Death> find_death(const lifecycle::VmRecord& vm) {
         .at = {.wall_ns = exit->wall_ns, .uptime_ns = exit->uptime_ns, .boot_id = exit->identity.boot_id},
         .evidence = "shim"};
   };
-  // The parent stamps the death within a millisecond and reaps afterwards: while there is a zombie, the line is coming.
+  // The parent stamps the death within a millisecond and reaps afterwards: while anything of it is left, the line is
+  // coming.
   const auto deadline = std::chrono::steady_clock::now() + 500ms;
   system::Cancel never;
   for (;;) {
     if (auto death = read()) return death;
     const auto recorded = find_recorded(vm);
-    if (!recorded || !recorded->zombie()) return read();
+    if (!recorded) return read();
     if (std::chrono::steady_clock::now() >= deadline) return std::nullopt;
     system::pause_for(1ms, never);
   }
 }
 
-void kill_process(const system::ProcessIdentity& process) {
-  if (const auto pidfd = system::Pidfd::open(process)) system::kill_now(*pidfd);
+bool kill_process(const system::ProcessIdentity& process) {
+  bool alive = false;
+  if (const auto pidfd = system::Pidfd::open(process)) {
+    system::Cancel cancel;
+    alive = !pidfd->wait(0ms, cancel);
+    if (alive) system::kill_now(*pidfd);
+  }
   // Its parent stamps the death into the run dir and reaps: until then the folder is not ours alone.
   const auto deadline = std::chrono::steady_clock::now() + 500ms;
   system::Cancel never;
   for (;;) {
     const auto found = system::find_process(process.pid);
-    if (!found || !(found->identity == process) || std::chrono::steady_clock::now() >= deadline) return;
+    if (!found || !(found->identity == process) || std::chrono::steady_clock::now() >= deadline) return alive;
     system::pause_for(200us, never);
   }
 }

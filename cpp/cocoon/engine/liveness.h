@@ -37,10 +37,11 @@ Liveness probe(const vmm::Driver& driver, const lifecycle::VmRecord& vm);
 Liveness settle(const vmm::Driver& driver, const lifecycle::VmRecord& vm, std::string_view verb,
                 system::Cancel& cancel);
 
-// The guest's state of a living VMM, whose API may not answer yet: its starter may have died right after the spawn.
-// Errors   VmmError, VmmTimeout, Cancelled.
-vmm::GuestState wait_for_guest_state(const vmm::Driver& driver, const lifecycle::VmRecord& vm,
-                                     std::chrono::milliseconds timeout, system::Cancel& cancel);
+// The guest's state of the living VMM `process`; nullopt if it died meanwhile. Its API may not answer yet: its starter
+// may have died right after the spawn. Errors VmmError, VmmTimeout, Cancelled.
+std::optional<vmm::GuestState> find_guest_state(const vmm::Driver& driver, const lifecycle::VmRecord& vm,
+                                                const system::ProcessIdentity& process,
+                                                std::chrono::milliseconds timeout, system::Cancel& cancel);
 
 // What the VMM's parent wrote down of the death of the recorded process. Waits a moment for it when the process is
 // dead but not yet reaped: its parent is writing. A stale or forged file says nothing.
@@ -53,8 +54,8 @@ bool is_vmm_of(const vmm::Driver& driver, const system::ProcessInfo& process, co
 // Processes of this VM that the record may not know of. Errors Inconclusive.
 std::vector<system::ProcessInfo> find_processes(const vmm::Driver& driver, const lifecycle::VmRecord& vm);
 
-// Kills that very process if it is still there.
-void kill_process(const system::ProcessIdentity& process);
+// Kills that very process, and waits until its parent has stamped its death. False if it was dead already.
+bool kill_process(const system::ProcessIdentity& process);
 
 lifecycle::ProcessIdentity to_record(const system::ProcessIdentity& process);
 system::ProcessIdentity from_record(const lifecycle::ProcessIdentity& process);

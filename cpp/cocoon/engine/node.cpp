@@ -15,25 +15,36 @@
 namespace cocoon::engine {
 namespace {
 
-system::Path absolute_path(const system::Path& path) { return std::filesystem::absolute(path).lexically_normal(); }
+// As /proc shows it, links resolved: VMMs are found again by their working directory.
+system::Path canonical_path(const system::Path& path) {
+  if (path.empty()) throw InvalidArgument("root: it is empty, allowed: the path of a folder");
+  std::error_code error;
+  auto canonical = std::filesystem::weakly_canonical(std::filesystem::absolute(path), error);
+  if (error)
+    throw StoreError(fmt::format("open node {}: {}", path.string(), error.message()), path.string(), error.value());
+  return canonical;
+}
 
 system::Path with_default(const system::Path& path, const system::Path& fallback) {
-  return path.empty() ? fallback : absolute_path(path);
+  return canonical_path(path.empty() ? fallback : path);
 }
 
 }  // namespace
 
 Node::Node(NodeOptions options)
-    : root_(absolute_path(options.root)),
+    : root_(canonical_path(options.root)),
       run_dir_(with_default(options.run_dir, root_ / "run")),
       log_dir_(with_default(options.log_dir, root_ / "log")),
       shim_(std::move(options.shim)),
       clock_(options.clock != nullptr ? options.clock : &system::system_clock()),
       binaries_(std::move(options.binaries)) {
-  if (options.root.empty()) throw InvalidArgument("root: it is empty, allowed: the path of a folder");
   for (const auto hypervisor : vmm::hypervisors())
     drivers_.emplace(std::string(hypervisor), vmm::make_driver(hypervisor));
-  for (const auto& [hypervisor, binary] : binaries_) (void)driver(hypervisor);
+  for (const auto& [hypervisor, binary] : binaries_) {
+    (void)driver(hypervisor);
+    if (binary.empty())
+      throw InvalidArgument(fmt::format("binaries: '' for {}, allowed: the path of a program", hypervisor));
+  }
   auto recorder = std::move(options.recorder);
   if (!recorder) recorder = std::make_shared<metering::FileRecorder>(root_ / "metering" / "ledger.jsonl");
   store_ = std::make_unique<store::MetaStore>(store::Options{.root = root_,
@@ -55,9 +66,13 @@ const vmm::Driver& Node::driver(std::string_view hypervisor) const {
   return *found->second;
 }
 
-system::Path Node::find_binary(std::string_view hypervisor) const {
-  if (const auto found = binaries_.find(std::string(hypervisor)); found != binaries_.end()) {
-    const auto binary = absolute_path(found->second);
+system::Path Node::find_binary(std::string_view hypervisor, const system::Path& configured) const {
+  auto binary = configured;
+  if (const auto found = binaries_.find(std::string(hypervisor)); binary.empty() && found != binaries_.end())
+    binary = found->second;
+  if (!binary.empty()) {
+    // Links are not resolved: the name a VMM is called by is part of what it is known by.
+    binary = std::filesystem::absolute(binary);
     if (::access(binary.c_str(), X_OK) != 0)
       throw VmmError(system_message(fmt::format("{}: configured binary {}", hypervisor, binary.string()), errno));
     return binary;
@@ -66,13 +81,13 @@ system::Path Node::find_binary(std::string_view hypervisor) const {
   const char* path = std::getenv("PATH");
   std::istringstream folders(path != nullptr ? path : "/usr/local/bin:/usr/bin:/bin");
   for (std::string folder; std::getline(folders, folder, ':');) {
-    const auto candidate = absolute_path(folder.empty() ? "." : folder) / program;
+    const auto candidate = std::filesystem::absolute(folder.empty() ? "." : folder) / program;
     std::error_code ignored;
     if (::access(candidate.c_str(), X_OK) == 0 && std::filesystem::is_regular_file(candidate, ignored))
       return candidate;
   }
-  throw VmmError(fmt::format("{}: program {} is not in PATH; install it, or name it in the node's binaries", hypervisor,
-                             program));
+  throw VmmError(
+      fmt::format("{}: program {} is not in PATH; install it, or name it in the node's binaries", hypervisor, program));
 }
 
 std::vector<VmView> Node::vms() const {

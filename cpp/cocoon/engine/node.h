@@ -23,13 +23,13 @@ namespace cocoon::engine {
 
 struct NodeOptions {
   system::Path root;
-  system::Path run_dir;                              // "": <root>/run
-  system::Path log_dir;                              // "": <root>/log
-  std::shared_ptr<metering::Recorder> recorder;      // null: FileRecorder at <root>/metering/ledger.jsonl
-  std::map<std::string, system::Path> binaries;      // by hypervisor
-  std::vector<std::string> ledger_labels;            // the node's allow list; empty: as it was
-  system::Path shim;                                 // cocoon-shim
-  const system::Clock* clock = nullptr;              // null: the system's
+  system::Path run_dir;                          // "": <root>/run
+  system::Path log_dir;                          // "": <root>/log
+  std::shared_ptr<metering::Recorder> recorder;  // null: FileRecorder at <root>/metering/ledger.jsonl
+  std::map<std::string, system::Path> binaries;  // by hypervisor
+  std::vector<std::string> ledger_labels;        // the node's allow list; empty: as it was
+  system::Path shim;                             // cocoon-shim
+  const system::Clock* clock = nullptr;          // null: the system's
 };
 
 // A value: what the store said at that moment, and what is alive now.
@@ -71,8 +71,8 @@ class Node {
   [[nodiscard]] const std::shared_ptr<metering::Recorder>& recorder() const { return store_->recorder(); }
   // Errors   InvalidArgument naming the known hypervisors.
   [[nodiscard]] const vmm::Driver& driver(std::string_view hypervisor) const;
-  // The configured binary, else the program's name in PATH. Errors VmmError: it is not there.
-  [[nodiscard]] system::Path find_binary(std::string_view hypervisor) const;
+  // `configured`, else the node's configuration, else the program's name in PATH. Errors VmmError: it is not there.
+  [[nodiscard]] system::Path find_binary(std::string_view hypervisor, const system::Path& configured = {}) const;
 
   // By creation.
   [[nodiscard]] std::vector<VmView> vms() const;

@@ -1,11 +1,16 @@
 #pragma once
 // The lock that sequences on one VM queue on: held by the engine's process alone, so it falls when that process dies.
 
-#include <filesystem>
+#include <sys/file.h>
+#include <unistd.h>
+
 #include <optional>
+#include <string>
 #include <string_view>
+#include <utility>
 
 #include "cocoon/engine/node.h"
+#include "cocoon/error.h"
 #include "cocoon/system/cancel.h"
 #include "cocoon/system/file.h"
 
@@ -15,6 +20,14 @@ class OpLock {
  public:
   OpLock(const Node& node, std::string_view vm_id, system::Cancel& cancel)
       : path_(node.op_lock_path(vm_id)), lock_(system::FileLock::acquire(path_, cancel)) {}
+  // Unlocks by name: a process forked while a sequence ran has inherited the open file, and must not prolong the lock.
+  ~OpLock() {
+    if (lock_.fd() >= 0 && ::getpid() == owner_) ::flock(lock_.fd(), LOCK_UN);
+  }
+  OpLock(OpLock&&) = default;
+  OpLock& operator=(OpLock&&) = delete;
+  OpLock(const OpLock&) = delete;
+  OpLock& operator=(const OpLock&) = delete;
 
   static std::optional<OpLock> try_acquire(const Node& node, std::string_view vm_id) {
     auto path = node.op_lock_path(vm_id);
@@ -30,6 +43,19 @@ class OpLock {
   OpLock(system::Path path, system::FileLock lock) : path_(std::move(path)), lock_(std::move(lock)) {}
   system::Path path_;
   system::FileLock lock_;
+  pid_t owner_ = ::getpid();
 };
+
+// Runs `sequence` under the op lock. If it finds the VM gone, the lock's file goes too.
+template <typename Sequence>
+auto with_op_lock(const Node& node, const std::string& vm_id, system::Cancel& cancel, Sequence&& sequence) {
+  OpLock lock(node, vm_id, cancel);
+  try {
+    return sequence();
+  } catch (const NotFound&) {
+    lock.retire();
+    throw;
+  }
+}
 
 }  // namespace cocoon::engine

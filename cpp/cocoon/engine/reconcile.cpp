@@ -6,6 +6,7 @@
 #include <set>
 
 #include <fmt/format.h>
+#include <spdlog/spdlog.h>
 
 #include "cocoon/engine/commit.h"
 #include "cocoon/engine/node.h"
@@ -39,7 +40,14 @@ LedgerSide read_ledger(const Node& node) {
   const auto* file = node.recorder()->file();
   std::error_code ignored;
   if (file == nullptr || !std::filesystem::exists(file->path(), ignored)) return side;
-  const auto intervals = ledger::read_intervals(ledger::Files({file->path()}), ledger::CrashEnd::kEnded, 0);
+  std::vector<ledger::Interval> intervals;
+  try {
+    intervals = ledger::read_intervals(ledger::Files({file->path()}), ledger::CrashEnd::kEnded, 0);
+  } catch (const LedgerError& error) {
+    // Records and processes are put right all the same.
+    spdlog::warn("reconcile: {}", error.what());
+    return side;
+  }
   for (const auto& interval : intervals) {
     if (!interval.open) continue;
     if (interval.dimension == ledger::Dimension::kVmCompute) side.open_compute.insert(interval.id);
@@ -68,21 +76,11 @@ class Reconciler {
     for (const auto& row : node_.store().list(store::Table::kVm)) {
       cancel_.check();
       known.insert(row.id);
-      one(row.id, side);
+      isolated(row.id, [&] { one(row.id, side); });
     }
-    for (const auto& [hypervisor, process] : strays) stray(hypervisor, process, known);
-    for (const auto* open : {&side.open_compute, &side.open_storage})
-      for (const auto& id : *open)
-        if (!known.contains(id) && !find_vm(node_.store(), id)) {
-          add({.id = id,
-               .name = {},
-               .hypervisor = {},
-               .status = "ledger-open-no-record",
-               .record_state = {},
-               .ledger_state = "open"},
-              false);
-          known.insert(id);
-        }
+    for (const auto& [hypervisor, process] : strays)
+      isolated(process.cwd.filename().string(), [&] { stray(hypervisor, process, known); });
+    compare_rest(side, known);
     return std::move(report_);
   }
 
@@ -105,6 +103,47 @@ class Reconciler {
       for (auto& process : processes) found.push_back({std::string(hypervisor), std::move(process)});
     }
     return found;
+  }
+
+  // What goes wrong with one VM is its row's business, and no reason to leave the others as they are.
+  template <typename Work>
+  void isolated(const std::string& id, Work&& work) {
+    try {
+      work();
+    } catch (const Cancelled&) {
+      throw;
+    } catch (const NotFound&) {
+      // Removed meanwhile: there is nothing left to compare.
+    } catch (const Error& error) {
+      add({.id = id,
+           .name = {},
+           .hypervisor = {},
+           .status = fmt::format("failed: {}", error.what()),
+           .record_state = {},
+           .ledger_state = {}},
+          false);
+    }
+  }
+
+  // What the ledger has open without a record. It was read before the records: a VM that was removed in between is
+  // closed in it by now.
+  void compare_rest(const LedgerSide& before, const std::set<std::string, std::less<>>& known) {
+    const auto unknown = [&](const LedgerSide& side) {
+      std::set<std::string, std::less<>> ids;
+      for (const auto* open : {&side.open_compute, &side.open_storage})
+        for (const auto& id : *open)
+          if (!known.contains(id) && !find_vm(node_.store(), id)) ids.insert(id);
+      return ids;
+    };
+    if (unknown(before).empty() || node_.pending() > 0) return;
+    for (const auto& id : unknown(read_ledger(node_)))
+      add({.id = id,
+           .name = {},
+           .hypervisor = {},
+           .status = "ledger-open-no-record",
+           .record_state = {},
+           .ledger_state = "open"},
+          false);
   }
 
   void add(ReconcileRow row, bool ok) {
@@ -147,9 +186,10 @@ class Reconciler {
       if (fix_) {
         system::remove_tree(vm.run_dir);
         system::remove_tree(vm.log_dir);
-        commit(node_.store(), id, lifecycle::RollbackCreate{});
-        lock->retire();
-        row.action = "removed";
+        if (commit_if(node_.store(), vm, lifecycle::RollbackCreate{}).race == Race::kWon) {
+          lock->retire();
+          row.action = "removed";
+        }
       }
       return add(std::move(row), false);
     }
@@ -174,7 +214,11 @@ class Reconciler {
     }
     bool runs = false;
     try {
-      const auto guest = wait_for_guest_state(driver, vm, kApiTimeout, cancel_);
+      const auto guest = find_guest_state(driver, vm, process, kApiTimeout, cancel_);
+      if (!guest) {  // it died while it was asked
+        row.pid = 0;
+        return dead(vm, side, std::move(row));
+      }
       runs = guest == vmm::GuestState::kRunning || guest == vmm::GuestState::kPaused;
     } catch (const VmmError& error) {
       row.status = fmt::format("inconclusive: {}", error.what());
@@ -184,7 +228,8 @@ class Reconciler {
       row.status = "orphan-process";
       if (fix_) {
         kill_process(process);
-        row.action = "killed, its guest was never let run";
+        if (vm.compute_open()) commit_if(node_.store(), vm, lifecycle::FoundDead{.death = find_death(vm)});
+        row.action = "killed, no guest ran in it";
       }
       return add(std::move(row), false);
     }

@@ -33,32 +33,32 @@ bool has_killed(const std::vector<system::ProcessIdentity>& killed, const VmReco
 
 }  // namespace
 
-bool Backend::try_remove(const std::string& id, bool force, std::vector<system::ProcessIdentity>& killed,
-                         system::Cancel& cancel) {
+bool Backend::try_remove(const std::string& id, bool force, std::chrono::steady_clock::time_point give_up,
+                         std::vector<system::ProcessIdentity>& killed, system::Cancel& cancel) {
   auto& store = node_->store();
   const auto vm = load_vm(store, id);
 
   // 1. No VMM of it is alive. Die here: its interval is open, and whoever looks next closes it by the shim's stamp.
-  const auto give_up = std::chrono::steady_clock::now() + (force ? kPatience : 0s);
   const auto alive = settle(*driver_, vm, "remove", cancel);
   if (alive.life == Life::kAlive) {
     if (!force)
       throw InvalidState(fmt::format("remove {}: it is running (pid {}); stop it first, or remove it with force",
                                      vm.config.name, alive.process->pid),
                          "running");
-    kill_process(*alive.process);
-    killed.push_back(*alive.process);
+    if (kill_process(*alive.process)) killed.push_back(*alive.process);
   }
   // Others that the record does not know of: spawned by a starter that died, or is about to lose its race.
   for (const auto& stray : find_processes(*driver_, vm)) {
-    kill_process(stray.identity);
-    killed.push_back(stray.identity);
+    if (kill_process(stray.identity)) killed.push_back(stray.identity);
   }
   switch (system::probe_socket(driver_->api_socket(vm), kProbeTimeout)) {
     case system::SocketProbe::kDead:
       break;
     case system::SocketProbe::kLive:
-      if (force && std::chrono::steady_clock::now() < give_up) return false;  // started again meanwhile
+      if (force && std::chrono::steady_clock::now() < give_up) {
+        system::pause_for(1ms, cancel);
+        return false;  // started again meanwhile
+      }
       [[fallthrough]];
     case system::SocketProbe::kInconclusive:
       throw Inconclusive(fmt::format("remove {}: something still answers at {}, though no process of it is found",
@@ -72,17 +72,21 @@ bool Backend::try_remove(const std::string& id, bool force, std::vector<system::
   system::remove_tree(vm.log_dir);
 
   // 3. The record and its last entries. Die after it: nothing is left but the outbox, which the next opener drains.
-  const auto done =
-      commit_if(store, vm, lifecycle::Remove{.stopped_by_caller = stopped_by_us, .death = death});
+  const auto done = commit_if(store, vm, lifecycle::Remove{.stopped_by_caller = stopped_by_us, .death = death});
   if (done.race == Race::kGone) throw NotFound(fmt::format("remove {}: it was removed meanwhile", vm.config.name), id);
   return done.race == Race::kWon;
 }
 
 void Backend::remove_one(const std::string& id, bool force, system::Cancel& cancel) {
   std::vector<system::ProcessIdentity> killed;
-  std::optional<OpLock> lock;
-  if (!force) lock.emplace(*node_, id, cancel);
-  while (!try_remove(id, force, killed, cancel)) cancel.check();
+  const auto give_up = std::chrono::steady_clock::now() + kPatience;
+  const auto run = [&] {
+    while (!try_remove(id, force, give_up, killed, cancel)) cancel.check();
+  };
+  if (force)
+    run();
+  else
+    with_op_lock(*node_, id, cancel, run);
   system::remove_file(node_->op_lock_path(id));
 }
 

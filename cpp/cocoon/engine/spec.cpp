@@ -42,8 +42,8 @@ void check_range(std::string_view what, std::int64_t value, std::int64_t least, 
 
 // An existing regular file that may be read, by its absolute path.
 std::string existing_file(std::string_view what, const std::string& path) {
-  const auto absolute = std::filesystem::absolute(path).lexically_normal();
-  struct stat status {};
+  const auto absolute = std::filesystem::absolute(path);
+  struct stat status{};
   if (::stat(absolute.c_str(), &status) != 0)
     throw InvalidArgument(system_message(fmt::format("{}: {}", what, absolute.string()), errno));
   if (!S_ISREG(status.st_mode) && !S_ISBLK(status.st_mode))
@@ -78,8 +78,7 @@ QcowHeader read_qcow2(const system::Path& path) {
   const auto length = number(16, 4);
   if (offset != 0 && length <= 1023) {
     header.backing.resize(length);
-    if (::pread(file.get(), header.backing.data(), length, static_cast<off_t>(offset)) !=
-        static_cast<ssize_t>(length))
+    if (::pread(file.get(), header.backing.data(), length, static_cast<off_t>(offset)) != static_cast<ssize_t>(length))
       throw InvalidArgument(fmt::format("disk {}: its backing file name lies outside of it", path.string()));
   }
   return header;
@@ -148,7 +147,7 @@ lifecycle::VmConfig resolve(const VmSpec& spec, const system::Path& run_dir) {
   config.machine = spec.machine;
   config.accelerator = spec.accelerator;
   if (!spec.network_namespace.empty())
-    config.network_namespace = std::filesystem::absolute(spec.network_namespace).lexically_normal().string();
+    config.network_namespace = std::filesystem::absolute(spec.network_namespace).string();
 
   const auto own = [&](const std::string& format, std::int64_t size, const std::string& serial) {
     return lifecycle::DiskConfig{.path = (run_dir / ("cow." + format)).string(),
@@ -175,9 +174,10 @@ lifecycle::VmConfig resolve(const VmSpec& spec, const system::Path& run_dir) {
     if (disk.format == "qcow2") {
       const auto backing = read_qcow2(path).backing;
       if (!backing.empty() && backing.front() != '/')
-        throw InvalidArgument(fmt::format(
-            "disk {}: its backing file '{}' is a relative path, which a copy could not follow, allowed: an absolute one",
-            path, backing));
+        throw InvalidArgument(
+            fmt::format("disk {}: its backing file '{}' is a relative path, which a copy could not follow, allowed: an "
+                        "absolute one",
+                        path, backing));
     }
     config.storage_bytes = spec.storage_bytes.value_or(size);
     const bool may_grow = disk.format == "raw";
@@ -199,15 +199,18 @@ void make_own_disk(const VmSpec& spec, const lifecycle::VmConfig& config, system
   const auto own = std::find_if(config.disks.begin(), config.disks.end(),
                                 [](const lifecycle::DiskConfig& d) { return d.role == "cow"; });
   if (own == config.disks.end()) return;
-  const auto base = std::find_if(spec.disks.begin(), spec.disks.end(),
-                                 [](const DiskSpec& d) { return d.role == "cow"; });
+  const auto base =
+      std::find_if(spec.disks.begin(), spec.disks.end(), [](const DiskSpec& d) { return d.role == "cow"; });
   if (base == spec.disks.end()) {
     system::make_sparse_file(own->path, own->size_bytes);
-    return;
+  } else {
+    system::copy_file(std::filesystem::absolute(base->path), own->path, cancel);
+    if (own->format == "raw" && ::truncate(own->path.c_str(), own->size_bytes) != 0)
+      throw StoreError(system_message("grow disk " + own->path, errno), own->path, errno);
   }
-  system::copy_file(std::filesystem::absolute(base->path), own->path, cancel);
-  if (own->format == "raw" && ::truncate(own->path.c_str(), own->size_bytes) != 0)
-    throw StoreError(system_message("grow disk " + own->path, errno), own->path, errno);
+  const system::Fd file(::open(own->path.c_str(), O_RDONLY | O_CLOEXEC));
+  if (!file || ::fsync(file.get()) != 0)
+    throw StoreError(system_message("sync disk " + own->path, errno), own->path, errno);
 }
 
 }  // namespace cocoon::engine

@@ -46,8 +46,9 @@ struct VmSpec {
 void check(const DiskSpec& disk);
 void check(const VmSpec& spec);
 
-// The configuration of a new VM: defaults filled in, paths absolute, files looked at, the own disk planned in `run_dir`.
-// Errors   InvalidArgument: a file is missing, unreadable or not of its format; storage smaller than the disk's content.
+// The configuration of a new VM: defaults filled in, paths absolute, files looked at, the own disk planned in
+// `run_dir`. Errors   InvalidArgument: a file is missing, unreadable or not of its format; storage smaller than the
+// disk's content.
 lifecycle::VmConfig resolve(const VmSpec& spec, const system::Path& run_dir);
 
 // Makes the VM's own disk as planned. `spec` is what `config` was resolved from.

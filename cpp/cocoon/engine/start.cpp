@@ -32,28 +32,6 @@ void refuse_unstartable(const VmRecord& vm) {
   if (vm.dirty) refuse("a failed restore left its files mixed, restore it from a snapshot");
 }
 
-// A VMM that was spawned and is not yet anybody's: killed unless it is kept.
-class Spawned {
- public:
-  explicit Spawned(system::ProcessIdentity process) : process_(std::move(process)) {}
-  ~Spawned() {
-    if (kept_) return;
-    try {
-      kill_process(process_);
-    } catch (const std::exception& error) {
-      spdlog::error("VMM pid {} could not be killed: {}", process_.pid, error.what());
-    }
-  }
-  Spawned(const Spawned&) = delete;
-  Spawned& operator=(const Spawned&) = delete;
-  [[nodiscard]] const system::ProcessIdentity& process() const { return process_; }
-  void keep() { kept_ = true; }
-
- private:
-  system::ProcessIdentity process_;
-  bool kept_ = false;
-};
-
 // Each run has logs of its own; those of the run before stay beside them.
 void rotate_log(const system::Path& log) {
   auto old = log;
@@ -103,10 +81,10 @@ void Backend::wait_for_api(const VmRecord& vm, const system::Pidfd& process, sys
     if (process.wait(1ms, cancel)) report_death(vm, "before its API socket answered");
     if (std::chrono::steady_clock::now() >= deadline) {
       auto tail = system::tail_text(driver_->log(vm), kLogLines);
-      throw VmmTimeout(fmt::format("start {}: the API socket of {} did not answer within {} ms{}{}", vm.config.name,
-                                   hypervisor(), options_.socket_timeout.count(),
-                                   tail.empty() ? "" : "; last lines of its log: ", tail),
-                       0, {}, tail);
+      throw VmmTimeout(
+          fmt::format("start {}: the API socket of {} did not answer within {} ms{}{}", vm.config.name, hypervisor(),
+                      options_.socket_timeout.count(), tail.empty() ? "" : "; last lines of its log: ", tail),
+          0, {}, tail);
     }
   }
 }
@@ -114,8 +92,7 @@ void Backend::wait_for_api(const VmRecord& vm, const system::Pidfd& process, sys
 system::ProcessIdentity Backend::launch(const VmRecord& vm, system::Cancel& cancel) {
   const system::Path run_dir = vm.run_dir;
   const auto program = binary();
-  system::make_private_dirs(run_dir);
-  system::make_private_dirs(vm.log_dir);
+  make_vm_dirs(vm);
   // A socket or exit file of an earlier run would be taken for this one's.
   remove_runtime_files(vm);
   system::remove_file(run_dir / kExitFile);
@@ -142,8 +119,7 @@ system::ProcessIdentity Backend::launch(const VmRecord& vm, system::Cancel& canc
 }
 
 void Backend::start_one(const std::string& id, system::Cancel& cancel) {
-  const OpLock lock(*node_, id, cancel);
-  start_locked(id, cancel);
+  with_op_lock(*node_, id, cancel, [&] { start_locked(id, cancel); });
 }
 
 void Backend::start_locked(const std::string& id, system::Cancel& cancel) {
@@ -155,7 +131,8 @@ void Backend::start_locked(const std::string& id, system::Cancel& cancel) {
     refuse_unstartable(vm);
     const auto alive = settle(*driver_, vm, "start", cancel);
     if (alive.life == Life::kAlive) {
-      const auto guest = wait_for_guest_state(*driver_, vm, kApiTimeout, cancel);
+      const auto guest = find_guest_state(*driver_, vm, *alive.process, kApiTimeout, cancel);
+      if (!guest) continue;  // it died while it was asked
       if (guest == vmm::GuestState::kNotBooted || guest == vmm::GuestState::kEnded) {
         // Half made by a starter that died, or its guest is over: existing is not running.
         kill_process(*alive.process);
@@ -176,10 +153,22 @@ void Backend::start_locked(const std::string& id, system::Cancel& cancel) {
     commit_if(store, vm, lifecycle::FoundDead{.death = find_death(vm)});
   }
 
-  // 1. Spawn. Die here: a VMM whose guest was never let run; start and reconcile kill it, nothing is billed.
-  Spawned vmm(launch(vm, cancel));
   try {
-    const auto pidfd = system::Pidfd::open(vmm.process());
+    run_vmm(vm, cancel);
+  } catch (const Cancelled&) {
+    forget_if_removed(vm);
+    throw;
+  } catch (const Error&) {
+    if (forget_if_removed(vm)) throw NotFound(fmt::format("start {}: it was removed meanwhile", vm.config.name), id);
+    throw;
+  }
+}
+
+void Backend::run_vmm(const VmRecord& vm, system::Cancel& cancel) {
+  // 1. Spawn. Die here: a VMM whose guest was never let run; start and reconcile kill it, nothing is billed.
+  const auto process = launch(vm, cancel);
+  try {
+    const auto pidfd = system::Pidfd::open(process);
     if (!pidfd) report_death(vm, "at once");
     wait_for_api(vm, *pidfd, cancel);
     // 2. The guest runs. Die here: reconcile finds it alive and running, and bills it from then on.
@@ -191,35 +180,68 @@ void Backend::start_locked(const std::string& id, system::Cancel& cancel) {
     }
     // A guest that is over already never ran: its interval would begin after its end.
     if (pidfd->wait(0ms, cancel)) report_death(vm, "as soon as it was told to boot");
+    // 3. State, identity and compute.start in one transaction. Die after it: the next drain appends the line.
+    const auto done = commit_if(node_->store(), vm, lifecycle::MarkStarted{.process = to_record(process)});
+    if (done.race == Race::kWon) return;
+    if (done.race == Race::kGone)
+      throw NotFound(fmt::format("start {}: it was removed meanwhile", vm.config.name), vm.id);
+    const auto& now = *done.record;
+    if (now.state == VmState::kRunning && now.compute_open() && now.process == to_record(process))
+      return;  // somebody who saw it run has said so before us
+    throw InvalidState(fmt::format("start {}: it was changed meanwhile and is {} now, so what was started is stopped",
+                                   vm.config.name, to_string(now.state)),
+                       std::string(to_string(now.state)));
+  } catch (const NotFound&) {
+    discard(vm, process);
+    throw;
+  } catch (const InvalidState&) {
+    discard(vm, process);
+    throw;
   } catch (const Cancelled&) {
-    throw;  // the VM is as it was
+    discard(vm, process);  // and the VM is as it was
+    throw;
   } catch (...) {
-    // Lost races need no mark: whoever won has said what the VM is now.
+    discard(vm, process);
     try {
-      kill_process(vmm.process());
-      commit_if(store, vm, lifecycle::MarkError{});
+      // A lost race needs no mark: whoever won has said what the VM is now.
+      commit_if(node_->store(), vm, lifecycle::MarkError{});
     } catch (const std::exception& error) {
       spdlog::warn("start {}: it could not be marked as failed: {}", vm.config.name, error.what());
     }
     throw;
   }
-  // 3. State, identity and compute.start in one transaction. Die after it: the next drain appends the line.
-  const auto done = commit_if(store, vm, lifecycle::MarkStarted{.process = to_record(vmm.process())});
-  if (done.race == Race::kWon) {
-    vmm.keep();
-    return;
+}
+
+void Backend::discard(const VmRecord& vm, const system::ProcessIdentity& process) const noexcept {
+  try {
+    kill_process(process);
+    for (;;) {
+      const auto now = find_vm(node_->store(), vm.id);
+      if (!now) return;
+      if (now->compute_open() && now->process == to_record(process)) {
+        // Somebody had billed it already: it must not be billed when it is dead.
+        if (commit_if(node_->store(), *now, lifecycle::FoundDead{.death = find_death(*now)}).race == Race::kChanged)
+          continue;
+      }
+      remove_runtime_files(vm);
+      return;
+    }
+  } catch (const std::exception& error) {
+    spdlog::error("start {}: undoing it (VMM pid {}): {}", vm.config.name, process.pid, error.what());
   }
-  kill_process(vmm.process());
-  if (done.race == Race::kGone) {
+}
+
+bool Backend::forget_if_removed(const VmRecord& vm) const noexcept {
+  try {
+    if (find_vm(node_->store(), vm.id)) return false;
     // Whoever removed it removed its folders before we were done with them.
     system::remove_tree(vm.run_dir);
     system::remove_tree(vm.log_dir);
-    throw NotFound(fmt::format("start {}: it was removed meanwhile", vm.config.name), id);
+    return true;
+  } catch (const std::exception& error) {
+    spdlog::warn("start {}: removing its folders: {}", vm.config.name, error.what());
+    return false;
   }
-  remove_runtime_files(vm);
-  throw InvalidState(fmt::format("start {}: it was changed meanwhile and is {} now, so what was started is stopped",
-                                 vm.config.name, to_string(done.record->state)),
-                     std::string(to_string(done.record->state)));
 }
 
 }  // namespace cocoon::engine

@@ -40,9 +40,11 @@ void Backend::shut_down(const VmRecord& vm, const system::Pidfd& process, const 
   if (timeout > 0ms && tried(
                            "asking the guest to power off",
                            [&] {
+                             const auto guest = driver_->guest_state(vm, kAskTimeout, cancel);
+                             if (guest == vmm::GuestState::kNotBooted || guest == vmm::GuestState::kEnded)
+                               throw VmmError("there is no running guest to ask");
                              // A paused guest would hear of it only when resumed.
-                             if (driver_->guest_state(vm, kAskTimeout, cancel) == vmm::GuestState::kPaused)
-                               driver_->resume(vm, kAskTimeout, cancel);
+                             if (guest == vmm::GuestState::kPaused) driver_->resume(vm, kAskTimeout, cancel);
                              driver_->request_power_off(vm, kAskTimeout, cancel);
                            },
                            timeout))
@@ -53,12 +55,12 @@ void Backend::shut_down(const VmRecord& vm, const system::Pidfd& process, const 
 }
 
 void Backend::stop_one(const std::string& id, const StopOptions& options, system::Cancel& cancel) {
-  const OpLock lock(*node_, id, cancel);
-  stop_locked(id, options, cancel);
+  with_op_lock(*node_, id, cancel, [&] { stop_locked(id, options, cancel); });
 }
 
 void Backend::stop_locked(const std::string& id, const StopOptions& options, system::Cancel& cancel) {
   auto& store = node_->store();
+  std::optional<lifecycle::ProcessIdentity> ended;  // by this call
   for (;;) {
     cancel.check();
     const auto vm = load_vm(store, id);
@@ -67,13 +69,19 @@ void Backend::stop_locked(const std::string& id, const StopOptions& options, sys
     const auto alive = settle(*driver_, vm, "stop", cancel);
     Committed done;
     if (alive.life == Life::kDead) {
-      if (vm.compute_open()) {
+      if (vm.compute_open() && ended && vm.process == ended) {
+        done = commit_if(store, vm, lifecycle::MarkStopped{});  // somebody committed while we ended it
+      } else if (vm.compute_open()) {
         // Nobody stopped it: it crashed, whenever that was.
         done = commit_if(store, vm, lifecycle::FoundDead{.death = find_death(vm)});
         if (done.race == Race::kWon && done.record->state == VmState::kError) continue;
       } else if (vm.state == VmState::kCreated || vm.state == VmState::kError || vm.state == VmState::kRunning) {
         done = commit_if(store, vm, lifecycle::MarkStopped{});
       }
+    } else if (vm.compute_open() && vm.process && *vm.process != to_record(*alive.process)) {
+      // The interval is another VMM's, and that one is dead: it is closed as such before this one is stopped.
+      done = commit_if(store, vm, lifecycle::FoundDead{.death = find_death(vm)});
+      if (done.race == Race::kWon) continue;
     } else {
       const auto asked_at = system::system_clock().uptime_ns();
       try {
@@ -81,14 +89,21 @@ void Backend::stop_locked(const std::string& id, const StopOptions& options, sys
         if (!process) continue;  // it died by itself a moment ago: found dead, not stopped
         shut_down(vm, *process, options, cancel);
       } catch (const Cancelled&) {
-        throw;  // the VMM may be alive or not: the record says what was true, and finding out is anybody's
+        // The guest may have obeyed all the same: then it was stopped, whoever stopped waiting for it.
+        if (probe(*driver_, vm).life == Life::kDead) commit_if(store, vm, lifecycle::MarkStopped{});
+        throw;
       } catch (...) {
-        commit_if(store, vm, lifecycle::MarkError{});
+        try {
+          commit_if(store, vm, lifecycle::MarkError{});
+        } catch (const std::exception& error) {
+          spdlog::warn("stop {}: it could not be marked as failed: {}", vm.config.name, error.what());
+        }
         throw;
       }
       // Die here: the VMM is dead and its interval open; whoever looks next closes it, dated by the shim's stamp.
       const auto death = find_death(vm);
       const bool crashed = death && vm.compute_open() && death->at.uptime_ns < asked_at;
+      if (!crashed) ended = to_record(*alive.process);
       done = crashed ? commit_if(store, vm, lifecycle::FoundDead{.death = death})
                      : commit_if(store, vm, lifecycle::MarkStopped{});
     }

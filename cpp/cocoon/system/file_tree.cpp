@@ -65,6 +65,7 @@ void remove_folder_at(int parent, const char* name, const Path& shown) {
 
 void remove_at(int parent, const char* name, const Path& shown) {
   if (::unlinkat(parent, name, 0) == 0 || errno == ENOENT) return;
+  if (errno == ENOTDIR) return;  // what would be its parent is a file, so it is not there
   const int code = errno;
   // Linux says EISDIR for folders, POSIX EPERM; a file that cannot be removed says EPERM too (chattr +i).
   if (code != EISDIR && code != EPERM) throw_store_error("remove", shown, code);

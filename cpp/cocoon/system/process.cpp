@@ -2,6 +2,7 @@
 
 #include <dirent.h>
 #include <fcntl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <array>
@@ -167,7 +168,15 @@ std::vector<ProcessInfo> scan_processes(const std::function<bool(const ProcessIn
     }
     const std::optional<pid_t> pid = parse_pid(entry->d_name);
     if (!pid) continue;
-    std::optional<ProcessInfo> info = reader.find(*pid);
+    std::optional<ProcessInfo> info;
+    try {
+      info = reader.find(*pid);
+    } catch (const Inconclusive&) {
+      // Mounted with hidepid, /proc keeps other users' processes to itself: none of those is anything we started.
+      struct stat owner{};
+      if (::fstatat(::dirfd(dir.get()), entry->d_name, &owner, 0) != 0 || owner.st_uid == ::geteuid()) throw;
+      continue;
+    }
     if (!info) continue;
     saw_any = true;
     if (wanted(*info)) found.push_back(std::move(*info));
