@@ -26,7 +26,13 @@ namespace fs = std::filesystem;
 
 int scaled(int rounds) {
   const char* scale = std::getenv("COCOON_TEST_SCALE");
-  return std::max(1, static_cast<int>(rounds * (scale != nullptr ? std::atof(scale) : 1.0)));
+  return std::max(1, static_cast<int>(rounds * (scale != nullptr ? std::strtod(scale, nullptr) : 1.0)));
+}
+
+// What a verb may be told that came second; a start too that its VMM was killed, by a removal that is not done yet.
+bool is_lost_race(const Error& error) {
+  return dynamic_cast<const NotFound*>(&error) != nullptr || dynamic_cast<const VmmError*>(&error) != nullptr ||
+         dynamic_cast<const InvalidState*>(&error) != nullptr || dynamic_cast<const AlreadyExists*>(&error) != nullptr;
 }
 
 class EngineTest : public testing::Test {
@@ -77,16 +83,15 @@ class EngineTest : public testing::Test {
     std::barrier gate(static_cast<std::ptrdiff_t>(calls.size()));
     std::vector<std::atomic<bool>> won(calls.size());
     std::vector<std::jthread> threads;
+    threads.reserve(calls.size());
     for (std::size_t i = 0; i < calls.size(); ++i)
       threads.emplace_back([&, i] {
         gate.arrive_and_wait();
         try {
           calls[i]();
           won[i] = true;
-        } catch (const NotFound&) {
-        } catch (const InvalidState&) {
-        } catch (const VmmError&) {
-        } catch (const StoreError&) {
+        } catch (const Error& error) {
+          EXPECT_TRUE(is_lost_race(error)) << error.what();
         }
       });
     threads.clear();
@@ -103,16 +108,14 @@ class EngineTest : public testing::Test {
   system::Cancel never_;
 };
 
-const std::vector<std::string> kCrashedLife{"vm.storage.start boot", "vm.compute.start boot",
-                                            "vm.compute.stop stop-crash", "vm.storage.stop vm-rm"};
-
 TEST_F(EngineTest, RemoveWithForceBeatsMarkError) {
   for (int i = 0; i < scaled(200); ++i) {
     const auto id = create(fmt::format("v{}", i));
     backend_->mark_started(std::vector{id}, never_);
     const auto won = race({[&] { backend_->mark_error(id); }, [&] { remove(id); }});
     EXPECT_TRUE(won[1]);
-    EXPECT_EQ(said(id), kCrashedLife);
+    EXPECT_EQ(said(id), (std::vector<std::string>{"vm.storage.start boot", "vm.compute.start boot",
+                                                  "vm.compute.stop stop-crash", "vm.storage.stop vm-rm"}));
     recorder_->reset();
   }
 }
@@ -129,6 +132,7 @@ TEST_F(EngineTest, StormOfVerbsKeepsEntriesAlternating) {
   const auto seed = std::random_device{}();
   SCOPED_TRACE(fmt::format("seed {}", seed));
   std::vector<std::function<void()>> storms;
+  storms.reserve(6);
   for (unsigned t = 0; t < 6; ++t)
     storms.emplace_back([&, t] {
       std::mt19937 random(seed + t);
@@ -155,13 +159,12 @@ TEST_F(EngineTest, StormOfVerbsKeepsEntriesAlternating) {
             case 6:
               node_->reconcile(true, never_);
               break;
-            case 7:
+            default:
               EXPECT_LE(backend_->list({}, {}).size(), 3U);
               break;
           }
-        } catch (const NotFound&) {
-        } catch (const InvalidState&) {
-        } catch (const AlreadyExists&) {
+        } catch (const Error& error) {
+          EXPECT_TRUE(is_lost_race(error)) << error.what();
         }
       }
     });
@@ -278,11 +281,13 @@ TEST_F(EngineVmmTest, CancelledStartLeavesNothingRunning) {
     while (living() == 0) system::pause_for(1ms, never_);
     cancel.request();
   });
+  bool cancelled = false;
   try {
     backend_->start(std::vector{id}, cancel);
-    GTEST_SKIP() << "the start was done before it could be cancelled";
   } catch (const Cancelled&) {
+    cancelled = true;
   }
+  if (!cancelled) GTEST_SKIP() << "the start was done before it could be cancelled";
   requester.join();
   EXPECT_EQ(living(), 0U);
   EXPECT_EQ(backend_->inspect(id).record.state, lifecycle::VmState::kCreated);

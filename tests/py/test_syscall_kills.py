@@ -79,7 +79,7 @@ def test_engine_killed_at_every_system_call(tmp_root: Path, tmp_path: Path, roun
         return [*command, str(root)]
 
     root, _ = fresh(0)
-    points = kill_points(command(root), trace, rounds(1000))
+    points = kill_points(command(root), trace, rounds(40))
     committed = 0
     for at, (call, when) in enumerate(points, start=1):
         root, vm_id = fresh(at)

@@ -141,6 +141,7 @@ Backend::Ids Backend::for_each(Refs refs, system::Cancel& cancel, std::string_vi
   }
   if (errors.empty()) return succeeded;
   std::vector<std::string> messages;
+  messages.reserve(errors.size());
   for (const auto& [ref, error] : errors) messages.push_back(fmt::format("{}: {}", ref, message_of(error)));
   const auto message =
       fmt::format("{} failed for {} of {}: {}", verb, errors.size(), items.size(), fmt::join(messages, "; "));

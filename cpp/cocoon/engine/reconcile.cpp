@@ -29,7 +29,7 @@ struct LedgerSide {
   std::set<std::string, std::less<>> open_compute;
   std::set<std::string, std::less<>> open_storage;
 
-  [[nodiscard]] std::string compute_state(std::string_view id) const {
+  [[nodiscard]] std::string_view compute_state(std::string_view id) const {
     if (!known) return "unknown";
     return open_compute.contains(id) ? "open" : "closed";
   }
@@ -67,8 +67,9 @@ class Reconciler {
     if (node_.pending() > 0) {
       try {
         node_.flush();
-      } catch (const Error&) {
+      } catch (const Error& error) {
         // Entries that wait are no disagreement; the ledger is read as far as it goes.
+        spdlog::info("reconcile: {}", error.what());
       }
     }
     const auto side = read_ledger(node_);
@@ -112,8 +113,8 @@ class Reconciler {
       work();
     } catch (const Cancelled&) {
       throw;
-    } catch (const NotFound&) {
-      // Removed meanwhile: there is nothing left to compare.
+    } catch (const NotFound& error) {
+      spdlog::debug("reconcile: {}", error.what());  // removed meanwhile: there is nothing left to compare
     } catch (const Error& error) {
       add({.id = id,
            .name = {},
@@ -157,7 +158,7 @@ class Reconciler {
     if (!side.known || side.open_compute.contains(vm.id) == vm.compute_open()) return true;
     if (node_.pending() > 0) return true;  // what the ledger lacks is known, and on its way
     const auto now = read_ledger(node_);
-    row.ledger_state = now.compute_state(vm.id);
+    row.ledger_state = std::string(now.compute_state(vm.id));
     return !now.known || now.open_compute.contains(vm.id) == vm.compute_open();
   }
 
@@ -175,7 +176,7 @@ class Reconciler {
                      .hypervisor = vm.hypervisor,
                      .status = "ok",
                      .record_state = std::string(to_string(vm.state)),
-                     .ledger_state = side.compute_state(id)};
+                     .ledger_state = std::string(side.compute_state(id))};
     if (!lock) {
       row.status = "busy";
       return add(std::move(row), true);

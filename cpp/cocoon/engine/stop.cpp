@@ -69,13 +69,14 @@ void Backend::stop_locked(const std::string& id, const StopOptions& options, sys
     const auto alive = settle(*driver_, vm, "stop", cancel);
     Committed done;
     if (alive.life == Life::kDead) {
-      if (vm.compute_open() && ended && vm.process == ended) {
-        done = commit_if(store, vm, lifecycle::MarkStopped{});  // somebody committed while we ended it
-      } else if (vm.compute_open()) {
-        // Nobody stopped it: it crashed, whenever that was.
+      // Dead before we asked: it crashed, whenever that was. Ended by us while somebody else committed: stopped.
+      const bool ended_by_us = ended && vm.process == ended;
+      const bool can_be_stopped =
+          vm.state == VmState::kCreated || vm.state == VmState::kError || vm.state == VmState::kRunning;
+      if (vm.compute_open() && !ended_by_us) {
         done = commit_if(store, vm, lifecycle::FoundDead{.death = find_death(vm)});
         if (done.race == Race::kWon && done.record->state == VmState::kError) continue;
-      } else if (vm.state == VmState::kCreated || vm.state == VmState::kError || vm.state == VmState::kRunning) {
+      } else if (vm.compute_open() || can_be_stopped) {
         done = commit_if(store, vm, lifecycle::MarkStopped{});
       }
     } else if (vm.compute_open() && vm.process && *vm.process != to_record(*alive.process)) {
