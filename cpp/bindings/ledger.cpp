@@ -160,13 +160,7 @@ Table intervals(const PyLedger& source, const MaybeDatetime& until) {
 Table usage(const PyLedger& source, const Typed<"collections.abc.Iterable[str]">& by, const MaybeDatetime& since,
             const MaybeDatetime& until, const Typed<"float | datetime.timedelta | None">& every, const Text& crash) {
   ledger::UsageQuery query;
-  if (py::isinstance<py::str>(by) || !py::isinstance<py::iterable>(by)) {
-    throw InvalidArgument(fmt::format("by: {}, allowed: a sequence of str", std::string(py::repr(by))));
-  }
-  query.by.clear();
-  for (const auto& part : by) {
-    query.by.push_back(to_text("by", part));
-  }
+  query.by = to_texts("by", by);
   query.since_ns = to_optional_time("since", since);
   query.until_ns = to_optional_time("until", until);
   if (!every.is_none()) {
@@ -235,16 +229,16 @@ void bind_audit(py::module_& m) {
       .def_readonly("seq", &Finding::seq)
       .def_readonly("vm_id", &Finding::vm_id)
       .def_readonly("snapshot_id", &Finding::snapshot_id)
-      .def_readonly("message", &Finding::message)
+      .def_property_readonly("message", [](const Finding& f) { return to_str(f.message); })
       .def("__repr__", [](const Finding& f) {
-        return fmt::format("<Finding {} at line {}: {}>", to_string(f.code), f.line.value_or(0), f.message);
+        return to_str(fmt::format("<Finding {} at line {}: {}>", to_string(f.code), f.line.value_or(0), f.message));
       });
   py::class_<AuditReport>(m, "AuditReport", "What the audit of a ledger found.")
       .def_property_readonly("ok", &AuditReport::ok, "Nothing was found.")
       .def_readonly("entries", &AuditReport::entries, "Well-formed lines.")
       .def_property_readonly(
           "findings", [](const AuditReport& r) { return r.findings; }, "In the order of the lines.")
-      .def("_repr_html_", [](const AuditReport& r) { return audit_html(r); })
+      .def("_repr_html_", [](const AuditReport& r) { return to_str(audit_html(r)); })
       .def("__repr__", [](const AuditReport& r) {
         return fmt::format("<AuditReport of {} entries: {} findings>", r.entries, r.findings.size());
       });
@@ -298,7 +292,7 @@ Raises InvalidArgument.)")
           "What is wrong with the ledger, each fault once.")
       .def("follow", &follow, py::kw_only(), "poll"_a = 0.5, "from_start"_a = false,
            "New entries as they are appended, for ever; ``from_start``: after all that are there.")
-      .def("_repr_html_", [](const PyLedger& source) { return ledger_html(source); })
+      .def("_repr_html_", [](const PyLedger& source) { return to_str(ledger_html(source)); })
       .def("__repr__", [](const PyLedger& source) { return fmt::format("Ledger({})", quoted_paths(source)); });
 }
 

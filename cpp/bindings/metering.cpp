@@ -90,18 +90,6 @@ std::optional<std::int64_t> to_uptime(std::string_view what, const py::handle& v
   return to_integer(what, value, 0);
 }
 
-std::map<std::string, std::string> to_text_map(const py::handle& value) {
-  std::map<std::string, std::string> labels;
-  if (!py::hasattr(value, "items")) {
-    throw InvalidArgument(fmt::format("labels: {}, allowed: a mapping of str to str", std::string(py::repr(value))));
-  }
-  for (const auto& item : value.attr("items")()) {
-    const auto pair = py::cast<py::tuple>(item);
-    labels.emplace(to_text("labels", pair[0]), to_text("labels", pair[1]));
-  }
-  return labels;
-}
-
 Entry make_entry(const Text& kind, const Text& vm_id, const Text& snapshot_id, const Text& source_snapshot_id,
                  const MaybeText& reason, const Text& hypervisor, const Shape& shape,
                  const Typed<"datetime.datetime | int | None">& emitted_at, const MaybeInt& seq,
@@ -121,7 +109,7 @@ Entry make_entry(const Text& kind, const Text& vm_id, const Text& snapshot_id, c
   entry.emitted_at_ns = to_emitted_at(emitted_at);
   entry.seq = to_seq("seq", seq);
   entry.interval = to_seq("interval", interval);
-  entry.labels = to_text_map(labels);
+  entry.labels = to_labels("labels", labels);
   entry.ended_at_ns = to_optional_time("ended_at", ended_at);
   entry.ended_uptime_ns = to_uptime("ended_uptime_ns", ended_uptime_ns);
   entry.evidence = to_text("evidence", evidence);
@@ -137,7 +125,7 @@ Entry entry_from_json(const Typed<"str | bytes">& line) {
     return metering::from_json(std::string_view(py::reinterpret_borrow<py::bytes>(line)));
   }
   if (!py::isinstance<py::str>(line)) {
-    throw InvalidArgument(fmt::format("line: {}, allowed: str or bytes", std::string(py::repr(line))));
+    refuse("line", line, "str or bytes");
   }
   return metering::from_json(to_text("line", line));
 }
@@ -252,7 +240,7 @@ kept in memory, with one warning, and written before the next one.)")
           "close", [](FileRecorder& r) { blocking([&](system::Cancel&) { r.close(); }); },
           "Writes what was kept, and closes the file; a later emit opens it again. Raises LedgerError if it cannot.")
       .def("__repr__", [](const FileRecorder& r) {
-        return fmt::format("FileRecorder({})", std::string(py::repr(py::str(r.path().string()))));
+        return fmt::format("FileRecorder({})", std::string(py::repr(to_path_str(r.path().string()))));
       });
 }
 

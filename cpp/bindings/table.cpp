@@ -9,6 +9,7 @@
 
 #include "cocoon/metering/entry.h"
 
+#include "bindings/support.h"
 #include "bindings/values.h"
 
 namespace cocoon::bindings {
@@ -20,8 +21,6 @@ using ledger::ColumnType;
 using ledger::Table;
 
 constexpr std::size_t kShownRows = 50;
-
-py::str to_str(std::string_view text) { return {text.data(), text.size()}; }
 
 py::object labels_of(std::string_view json) { return py::module_::import("json").attr("loads")(to_str(json)); }
 
@@ -213,7 +212,7 @@ void bind_table(py::module_& m) {
       .def("to_pylist", &to_pylist, "One dict per row.")
       .def("to_pandas", &to_pandas, "A pandas.DataFrame. Raises ImportError where pandas is not installed.")
       .def("to_polars", &to_polars, "A polars.DataFrame. Raises ImportError where polars is not installed.")
-      .def("_repr_html_", &to_html)
+      .def("_repr_html_", [](const Table& t) { return to_str(to_html(t)); })
       .def("__repr__", [](const Table& t) {
         std::string names;
         for (const Column& column : t.columns()) {

@@ -11,18 +11,14 @@
 
 #include "cocoon/error.h"
 
+#include "bindings/support.h"
+
 namespace cocoon::bindings {
 namespace {
 
 constexpr std::int64_t kNsPerSecond = 1'000'000'000;
 constexpr std::size_t kKinds = 6;
 constexpr std::size_t kReasons = 10;
-
-[[noreturn]] void refuse(std::string_view what, const py::handle& value, std::string_view allowed) {
-  std::string shown =
-      std::string(py::str(py::repr(value).attr("encode")("utf-8", "backslashreplace").attr("decode")()));
-  throw InvalidArgument(fmt::format("{}: {}, allowed: {}", what, shown, allowed));
-}
 
 template <typename Enum, std::size_t kCount>
 std::array<py::object, kCount> members(const char* name) {
@@ -92,6 +88,46 @@ std::string to_text(std::string_view what, const py::handle& value) {
     refuse(what, value, "a str without surrogates");
   }
   return {text, static_cast<std::size_t>(size)};
+}
+
+Items to_items(std::string_view what, const py::handle& value, std::string_view allowed) {
+  Items items;
+  try {
+    for (const auto& item : value.attr("items")()) {
+      if (!py::isinstance<py::tuple>(item) || py::len(item) != 2) {
+        refuse(what, value, allowed);
+      }
+      const auto pair = py::reinterpret_borrow<py::tuple>(item);
+      items.emplace_back(to_text(fmt::format("a key of {}", what), pair[0]), pair[1]);
+    }
+  } catch (const py::error_already_set& error) {
+    // No items(), or nothing that can be iterated over. What a mapping of the caller's raises by itself is the
+    // caller's.
+    if (!error.matches(PyExc_AttributeError) && !error.matches(PyExc_TypeError)) {
+      throw;
+    }
+    refuse(what, value, allowed);
+  }
+  return items;
+}
+
+std::map<std::string, std::string> to_labels(std::string_view what, const py::handle& value) {
+  std::map<std::string, std::string> labels;
+  for (const auto& [key, text] : to_items(what, value, "a mapping of str to str")) {
+    labels.insert_or_assign(key, to_text(fmt::format("{}[{}]", what, shown(py::str(key))), text));
+  }
+  return labels;
+}
+
+std::vector<std::string> to_texts(std::string_view what, const py::handle& value) {
+  std::vector<std::string> texts;
+  if (py::isinstance<py::str>(value) || !py::isinstance<py::iterable>(value)) {
+    refuse(what, value, "a sequence of str");
+  }
+  for (const auto& text : py::reinterpret_borrow<py::iterable>(value)) {
+    texts.push_back(to_text(what, text));
+  }
+  return texts;
 }
 
 std::int64_t to_integer(std::string_view what, const py::handle& value, std::int64_t least) {

@@ -5,10 +5,12 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <map>
 #include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 #include <pybind11/pybind11.h>
 
@@ -46,6 +48,14 @@ using FilePath = Typed<"pathlib.Path">;
 using AnyPath = Typed<"str | os.PathLike[str]">;
 using Anything = Typed<"object">;
 using Bool = Typed<"bool">;
+using MaybeBool = Typed<"bool | None">;
+using MaybeAnyPath = Typed<"str | os.PathLike[str] | None">;
+using MaybeFilePath = Typed<"pathlib.Path | None">;
+using MaybeSize = Typed<"int | str | None">;
+using Seconds = Typed<"float | datetime.timedelta">;
+using MaybeSeconds = Typed<"float | datetime.timedelta | None">;
+using Json = Typed<"dict[str, typing.Any]">;
+using JsonRows = Typed<"list[dict[str, typing.Any]]">;
 
 // a == b, and for another type what lets Python ask that one.
 template <typename Value>
@@ -62,6 +72,16 @@ Typed<"cocoon.enums.Reason | None"> to_python(const std::optional<metering::Reas
 
 // A str (also a StrEnum) as UTF-8. Errors InvalidArgument naming `what`.
 std::string to_text(std::string_view what, const py::handle& value);
+
+// Errors InvalidArgument naming `what`: no mapping, or a key that is no str.
+using Items = std::vector<std::pair<std::string, py::object>>;
+Items to_items(std::string_view what, const py::handle& value, std::string_view allowed);
+
+// A mapping of str to str. Errors InvalidArgument naming `what`.
+std::map<std::string, std::string> to_labels(std::string_view what, const py::handle& value);
+
+// Several str. Errors InvalidArgument naming `what`.
+std::vector<std::string> to_texts(std::string_view what, const py::handle& value);
 
 // An int, or what has __index__, but no bool. Errors InvalidArgument naming `what` and the range.
 std::int64_t to_integer(std::string_view what, const py::handle& value, std::int64_t least);

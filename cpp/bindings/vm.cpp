@@ -9,10 +9,11 @@
 #include <pybind11/operators.h>
 #include <pybind11/stl.h>
 
-#include "bindings/bind.h"
-#include "bindings/support.h"
 #include "cocoon/vmm/driver.h"
 #include "cocoon/vmm/kvm_probe.h"
+
+#include "bindings/bind.h"
+#include "bindings/support.h"
 
 namespace cocoon::bindings {
 namespace {
@@ -31,15 +32,11 @@ std::string to_optional_path(std::string_view what, const py::handle& value) {
   return value.is_none() ? std::string() : from_path(what, value);
 }
 
-py::object from_optional_path(const std::string& path) { return path.empty() ? py::none() : to_path(path); }
+MaybeFilePath from_optional_path(const std::string& path) { return path.empty() ? py::none() : to_path(path); }
 
 std::optional<std::int64_t> to_optional_cpu(const py::handle& value) {
   if (value.is_none()) return std::nullopt;
-  int overflow = 0;
-  if (PyLong_Check(value.ptr()) == 0 || py::isinstance<py::bool_>(value))
-    throw InvalidArgument(fmt::format("cpu: {}, allowed: an int", std::string(py::repr(value))));
-  const auto number = PyLong_AsLongLongAndOverflow(value.ptr(), &overflow);
-  return overflow == 0 ? number : -1;
+  return to_integer("cpu", value, 0);
 }
 
 VmSpec to_spec(const lifecycle::VmConfig& config) {
@@ -65,8 +62,8 @@ VmSpec to_spec(const lifecycle::VmConfig& config) {
 }
 
 py::dict to_dict(const lifecycle::DiskConfig& disk) {
-  return py::dict("path"_a = disk.path, "readonly"_a = disk.readonly, "format"_a = disk.format, "role"_a = disk.role,
-                  "serial"_a = disk.serial, "size_bytes"_a = disk.size_bytes);
+  return py::dict("path"_a = to_path_str(disk.path), "readonly"_a = disk.readonly, "format"_a = disk.format,
+                  "role"_a = disk.role, "serial"_a = disk.serial, "size_bytes"_a = disk.size_bytes);
 }
 
 py::object to_iso(const std::optional<std::int64_t>& ns) {
@@ -78,7 +75,7 @@ std::optional<std::int64_t> started_at(const VmView& vm) {
   return vm.record.started->wall_ns;
 }
 
-py::object alive(const VmView& vm) {
+MaybeBool alive(const VmView& vm) {
   switch (vm.liveness.life) {
     case engine::Life::kAlive:
       return py::bool_(true);
@@ -90,7 +87,7 @@ py::object alive(const VmView& vm) {
   return py::none();
 }
 
-py::object pid(const VmView& vm) {
+MaybeInt pid(const VmView& vm) {
   return vm.liveness.process ? py::object(py::int_(vm.liveness.process->pid)) : py::none();
 }
 
@@ -104,19 +101,19 @@ py::dict to_dict(const VmView& vm) {
   py::list disks;
   for (const auto& disk : record.config.disks) disks.append(to_dict(disk));
   py::dict config("name"_a = record.config.name, "cpu"_a = record.config.cpu, "memory"_a = record.config.mem_bytes,
-                  "storage"_a = record.config.storage_bytes, "kernel"_a = record.config.kernel,
-                  "initrd"_a = record.config.initrd, "cmdline"_a = record.config.cmdline, "disks"_a = disks,
-                  "labels"_a = record.config.labels, "machine"_a = record.config.machine,
+                  "storage"_a = record.config.storage_bytes, "kernel"_a = to_path_str(record.config.kernel),
+                  "initrd"_a = to_path_str(record.config.initrd), "cmdline"_a = record.config.cmdline,
+                  "disks"_a = disks, "labels"_a = record.config.labels, "machine"_a = record.config.machine,
                   "accelerator"_a = record.config.accelerator,
-                  "network_namespace"_a = record.config.network_namespace);
+                  "network_namespace"_a = to_path_str(record.config.network_namespace));
   py::dict shape("cpu"_a = record.shape.cpu, "mem_bytes"_a = record.shape.mem_bytes,
                  "storage_bytes"_a = record.shape.storage_bytes);
   const auto socket = socket_path(vm);
   return py::dict("id"_a = record.id, "name"_a = record.config.name, "hypervisor"_a = record.hypervisor,
-                  "state"_a = std::string(lifecycle::to_string(record.state)), "alive"_a = alive(vm),
-                  "pid"_a = pid(vm), "config"_a = config, "shape"_a = shape,
-                  "socket_path"_a = socket ? py::cast(*socket) : py::object(py::none()),
-                  "run_dir"_a = record.run_dir, "log_dir"_a = record.log_dir,
+                  "state"_a = std::string(lifecycle::to_string(record.state)), "alive"_a = alive(vm), "pid"_a = pid(vm),
+                  "config"_a = config, "shape"_a = shape,
+                  "socket_path"_a = socket ? py::object(to_path_str(*socket)) : py::object(py::none()),
+                  "run_dir"_a = to_path_str(record.run_dir), "log_dir"_a = to_path_str(record.log_dir),
                   "first_booted"_a = record.first_booted, "interval_open"_a = record.compute_open(),
                   "snapshot_ids"_a = record.snapshot_ids, "created_at"_a = to_iso(record.created_at_ns),
                   "updated_at"_a = to_iso(record.updated_at_ns), "started_at"_a = to_iso(started_at(vm)),
@@ -125,7 +122,7 @@ py::dict to_dict(const VmView& vm) {
 
 std::string repr(const DiskSpec& disk) {
   return fmt::format("Disk({}, readonly={}, format='{}', role='{}', serial='{}')",
-                     std::string(py::repr(py::str(disk.path))), disk.readonly ? "True" : "False", disk.format,
+                     std::string(py::repr(to_path_str(disk.path))), disk.readonly ? "True" : "False", disk.format,
                      disk.role, disk.serial);
 }
 
@@ -135,23 +132,30 @@ void bind_disk(py::module_& m) {
 Roles: ``cow`` is copied into the VM's run dir and belongs to it; ``data`` is used where it lies; ``layer`` and
 ``cidata`` are used where they lie, read-only. Formats: ``raw``, ``qcow2``.
 Raises InvalidArgument.)")
-      .def(py::init([](const py::object& path, bool readonly, std::string format, std::string role,
-                       std::string serial) {
-             DiskSpec disk{.path = from_path("disk path", path),
-                           .readonly = readonly || role == "layer" || role == "cidata",
-                           .format = std::move(format),
-                           .role = std::move(role),
-                           .serial = std::move(serial)};
-             engine::check(disk);
-             return disk;
-           }),
+      .def(py::init(
+               [](const AnyPath& path, bool readonly, const Text& format, const Text& role_name, const Text& serial) {
+                 std::string role = to_text("disk role", role_name);
+                 DiskSpec disk{.path = from_path("disk path", path),
+                               .readonly = readonly || role == "layer" || role == "cidata",
+                               .format = to_text("disk format", format),
+                               .role = std::move(role),
+                               .serial = to_text("disk serial", serial)};
+                 engine::check(disk);
+                 return disk;
+               }),
            "path"_a, py::kw_only(), "readonly"_a = false, "format"_a = "raw", "role"_a = "data", "serial"_a = "")
-      .def_property_readonly("path", [](const DiskSpec& d) { return to_path(d.path); })
+      .def_property_readonly("path", [](const DiskSpec& d) -> FilePath { return to_path(d.path); })
       .def_readonly("readonly", &DiskSpec::readonly)
       .def_readonly("format", &DiskSpec::format)
       .def_readonly("role", &DiskSpec::role)
       .def_readonly("serial", &DiskSpec::serial)
-      .def("__eq__", [](const DiskSpec& a, const DiskSpec& b) { return repr(a) == repr(b); }, py::is_operator())
+      .def(
+          "__eq__",
+          [](const DiskSpec& a, const Anything& b) -> Bool {
+            if (!py::isinstance<DiskSpec>(b)) return py::reinterpret_borrow<py::object>(Py_NotImplemented);
+            return py::bool_(repr(a) == repr(b.cast<const DiskSpec&>()));
+          },
+          py::is_operator())
       .def("__hash__", [](const DiskSpec& d) { return std::hash<std::string>{}(repr(d)); })
       .def("__repr__", &repr);
 }
@@ -164,26 +168,25 @@ own disk, 0 for none. Left out: 1 vCPU, 512M, 10G for a new VM; the snapshot's f
 ``machine`` and ``accelerator`` are the hypervisor's: for qemu "microvm" (the default) or "q35", and "kvm" or "tcg"
 (the default is whatever runs guests here). ``network_namespace`` is the path of one that the VMM is started in.
 Raises InvalidArgument, naming the argument, its value and what is allowed.)")
-      .def(py::init([](std::string name, const py::object& cpu, const py::object& memory, const py::object& storage,
-                       const py::object& kernel, const py::object& initrd, std::string cmdline,
-                       const py::iterable& disks, const py::object& labels, std::string machine,
-                       std::string accelerator, const py::object& network_namespace) {
-             VmSpec spec{.name = std::move(name),
+      .def(py::init([](const Text& name, const MaybeInt& cpu, const MaybeSize& memory, const MaybeSize& storage,
+                       const MaybeAnyPath& kernel, const MaybeAnyPath& initrd, const Text& cmdline,
+                       const Typed<"collections.abc.Iterable[cocoon._core.Disk]">& disks, const Labels& labels,
+                       const Text& machine, const Text& accelerator, const MaybeAnyPath& network_namespace) {
+             VmSpec spec{.name = to_text("name", name),
                          .cpu = to_optional_cpu(cpu),
                          .mem_bytes = to_optional_bytes("memory", memory),
                          .storage_bytes = to_optional_bytes("storage", storage),
                          .kernel = to_optional_path("kernel", kernel),
                          .initrd = to_optional_path("initrd", initrd),
-                         .cmdline = std::move(cmdline),
+                         .cmdline = to_text("cmdline", cmdline),
                          .disks = {},
                          .labels = to_labels("labels", labels),
-                         .machine = std::move(machine),
-                         .accelerator = std::move(accelerator),
+                         .machine = to_text("machine", machine),
+                         .accelerator = to_text("accelerator", accelerator),
                          .network_namespace = to_optional_path("network_namespace", network_namespace)};
+             if (!py::isinstance<py::iterable>(disks)) refuse("disks", disks, "a sequence of Disk");
              for (const auto& disk : disks) {
-               if (!py::isinstance<DiskSpec>(disk))
-                 throw InvalidArgument(
-                     fmt::format("disks: {}, allowed: Disk values", std::string(py::repr(disk))));
+               if (!py::isinstance<DiskSpec>(disk)) refuse("disks", disk, "Disk values");
                spec.disks.push_back(disk.cast<DiskSpec>());
              }
              engine::check(spec);
@@ -207,36 +210,18 @@ Raises InvalidArgument, naming the argument, its value and what is allowed.)")
                              [](const VmSpec& s) { return from_optional_path(s.network_namespace); })
       .def("__repr__", [](const VmSpec& s) {
         const auto number = [](const std::optional<std::int64_t>& n) { return n ? fmt::format("{}", *n) : "None"; };
-        return fmt::format("VMConfig('{}', cpu={}, memory={}, storage={})", s.name, number(s.cpu),
-                           number(s.mem_bytes), number(s.storage_bytes));
+        return fmt::format("VMConfig('{}', cpu={}, memory={}, storage={})", s.name, number(s.cpu), number(s.mem_bytes),
+                           number(s.storage_bytes));
       });
 }
 
 }  // namespace
 
-py::object to_python(lifecycle::VmState state) {
+Typed<"cocoon.enums.VMState"> to_python(lifecycle::VmState state) {
   return py::module_::import("cocoon.enums").attr("VMState")(std::string(lifecycle::to_string(state)));
 }
 
-lifecycle::VmState to_state(const py::handle& value) {
-  if (!py::isinstance<py::str>(value))
-    throw InvalidArgument(fmt::format("state: {}, allowed: a VMState or its string", std::string(py::repr(value))));
-  return lifecycle::parse_state(value.cast<std::string>());
-}
-
-std::map<std::string, std::string> to_labels(std::string_view what, const py::handle& value) {
-  std::map<std::string, std::string> labels;
-  const auto refuse = [&] {
-    return InvalidArgument(fmt::format("{}: {}, allowed: a mapping of str to str", what, std::string(py::repr(value))));
-  };
-  if (!py::hasattr(value, "items")) throw refuse();
-  for (const auto& item : value.attr("items")()) {
-    const auto pair = py::reinterpret_borrow<py::tuple>(item);
-    if (!py::isinstance<py::str>(pair[0]) || !py::isinstance<py::str>(pair[1])) throw refuse();
-    labels.emplace(pair[0].cast<std::string>(), pair[1].cast<std::string>());
-  }
-  return labels;
-}
+lifecycle::VmState to_state(const py::handle& value) { return lifecycle::parse_state(to_text("state", value)); }
 
 void bind_vm(py::module_& m) {
   bind_disk(m);
@@ -250,34 +235,37 @@ void bind_vm(py::module_& m) {
       .def_property_readonly("shape", [](const VmView& v) { return v.record.shape; })
       .def_property_readonly("pid", &pid, "Of a live VMM process that is proven to be this VM's, else None.")
       .def_property_readonly("socket_path",
-                             [](const VmView& v) {
+                             [](const VmView& v) -> MaybeFilePath {
                                const auto path = socket_path(v);
                                return path ? to_path(*path) : py::none();
                              })
       .def_property_readonly("alive", &alive, "None: it could not be decided.")
-      .def_property_readonly("run_dir", [](const VmView& v) { return to_path(v.record.run_dir); })
-      .def_property_readonly("log_dir", [](const VmView& v) { return to_path(v.record.log_dir); })
+      .def_property_readonly("run_dir", [](const VmView& v) -> FilePath { return to_path(v.record.run_dir); })
+      .def_property_readonly("log_dir", [](const VmView& v) -> FilePath { return to_path(v.record.log_dir); })
       .def_property_readonly("first_booted", [](const VmView& v) { return v.record.first_booted; })
       .def_property_readonly("interval_open", [](const VmView& v) { return v.record.compute_open(); })
       .def_property_readonly("snapshot_ids", [](const VmView& v) { return v.record.snapshot_ids; })
-      .def_property_readonly("created_at", [](const VmView& v) { return to_datetime(v.record.created_at_ns); })
+      .def_property_readonly("created_at",
+                             [](const VmView& v) -> Datetime { return to_datetime(v.record.created_at_ns); })
       .def_property_readonly("created_at_ns", [](const VmView& v) { return v.record.created_at_ns; })
-      .def_property_readonly("updated_at", [](const VmView& v) { return to_datetime(v.record.updated_at_ns); })
+      .def_property_readonly("updated_at",
+                             [](const VmView& v) -> Datetime { return to_datetime(v.record.updated_at_ns); })
       .def_property_readonly("updated_at_ns", [](const VmView& v) { return v.record.updated_at_ns; })
-      .def_property_readonly("started_at", [](const VmView& v) { return to_datetime(started_at(v)); })
+      .def_property_readonly("started_at", [](const VmView& v) -> MaybeDatetime { return to_datetime(started_at(v)); })
       .def_property_readonly("started_at_ns", &started_at)
-      .def_property_readonly("stopped_at", [](const VmView& v) { return to_datetime(v.record.stopped_at_ns); })
+      .def_property_readonly("stopped_at",
+                             [](const VmView& v) -> MaybeDatetime { return to_datetime(v.record.stopped_at_ns); })
       .def_property_readonly("stopped_at_ns", [](const VmView& v) { return v.record.stopped_at_ns; })
-      .def("to_dict", [](const VmView& v) { return to_dict(v); }, "JSON-ready; keys as in `cocoon vm inspect`.")
+      .def(
+          "to_dict", [](const VmView& v) -> Json { return to_dict(v); }, "JSON-ready; keys as in `cocoon vm inspect`.")
       .def("__repr__", [](const VmView& v) {
         return fmt::format("<VM {} {} {} {}>", v.record.config.name, v.record.id, v.record.hypervisor,
                            lifecycle::to_string(v.record.state));
       });
   m.def(
-      "kvm_status",
-      [] {
+      "kvm_status", []()->Typed<"tuple[bool, str]"> {
         const auto status = blocking([](system::Cancel&) { return vmm::kvm_status(); });
-        return py::make_tuple(status.usable, status.reason);
+        return py::make_tuple(status.usable, to_str(status.reason));
       },
       "Whether KVM really runs guests here, and why or why not.");
 }
