@@ -1,0 +1,632 @@
+"""
+The core of cocoon. Import from `cocoon`, not from here.
+"""
+from __future__ import annotations
+import builtins
+import cocoon.enums
+import collections.abc
+import datetime
+import os
+import pathlib
+import typing
+__all__: list[str] = ['AuditReport', 'Backend', 'CaptureRecorder', 'Disk', 'Entry', 'FileRecorder', 'Finding', 'Ledger', 'Node', 'NopRecorder', 'ReconcileReport', 'Recorder', 'Shape', 'Table', 'VM', 'VMConfig', 'kvm_status']
+class Shape:
+    """
+    What is billed: vCPUs, and bytes of memory and of storage. An immutable value.
+    
+    Raises InvalidArgument: a number that is negative or does not fit in 63 bits.
+    """
+    def __eq__(self, other: object) -> bool:
+        ...
+    def __getstate__(self) -> tuple[int, int, int]:
+        ...
+    def __hash__(self) -> int:
+        ...
+    def __init__(self, *, cpu: int = 0, mem_bytes: int = 0, storage_bytes: int = 0) -> None:
+        ...
+    def __repr__(self) -> str:
+        ...
+    def __setstate__(self, arg0: tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex]) -> None:
+        ...
+    @property
+    def cpu(self) -> int:
+        ...
+    @property
+    def mem_bytes(self) -> int:
+        ...
+    @property
+    def storage_bytes(self) -> int:
+        ...
+class Entry:
+    """
+    One entry of the ledger. An immutable value.
+    
+    ``emitted_at`` is a timezone-aware datetime, nanoseconds since the epoch, or None for now. Every time is there as a
+    datetime and, exact, in nanoseconds: ``emitted_at_ns``.
+    Raises InvalidArgument, naming the field, its value and what is allowed.
+    """
+    @staticmethod
+    def from_json(line: str | bytes) -> Entry:
+        """
+        Reads a line of a ledger, in any layout. Raises InvalidArgument.
+        """
+    def __eq__(self, other: object) -> bool:
+        ...
+    def __getstate__(self) -> tuple[str]:
+        ...
+    def __hash__(self) -> int:
+        ...
+    def __init__(self, kind: str, *, vm_id: str = '', snapshot_id: str = '', source_snapshot_id: str = '', reason: str | None = None, hypervisor: str = '', shape: Shape = ..., emitted_at: datetime.datetime | int | None = None, seq: int | None = None, interval: int | None = None, labels: collections.abc.Mapping[str, str] = {}, ended_at: datetime.datetime | None = None, ended_uptime_ns: int | None = None, evidence: str = '', alive_until: datetime.datetime | None = None, boot_id: str = '', uptime_ns: int | None = None) -> None:
+        ...
+    def __repr__(self) -> str:
+        ...
+    def __setstate__(self, arg0: tuple[str]) -> None:
+        ...
+    def to_json(self) -> str:
+        """
+        The ledger line, without its newline.
+        """
+    @property
+    def alive_until(self) -> datetime.datetime | None:
+        ...
+    @property
+    def alive_until_ns(self) -> int | None:
+        ...
+    @property
+    def boot_id(self) -> str:
+        ...
+    @property
+    def emitted_at(self) -> datetime.datetime:
+        ...
+    @property
+    def emitted_at_ns(self) -> int:
+        ...
+    @property
+    def ended_at(self) -> datetime.datetime | None:
+        ...
+    @property
+    def ended_at_ns(self) -> int | None:
+        ...
+    @property
+    def ended_uptime_ns(self) -> int | None:
+        ...
+    @property
+    def evidence(self) -> str:
+        ...
+    @property
+    def hypervisor(self) -> str:
+        ...
+    @property
+    def interval(self) -> int | None:
+        ...
+    @property
+    def kind(self) -> cocoon.enums.Kind:
+        ...
+    @property
+    def labels(self) -> collections.abc.Mapping[str, str]:
+        ...
+    @property
+    def reason(self) -> cocoon.enums.Reason | None:
+        ...
+    @property
+    def seq(self) -> int | None:
+        ...
+    @property
+    def shape(self) -> Shape:
+        ...
+    @property
+    def snapshot_id(self) -> str:
+        ...
+    @property
+    def source_snapshot_id(self) -> str:
+        ...
+    @property
+    def uptime_ns(self) -> int | None:
+        ...
+    @property
+    def vm_id(self) -> str:
+        ...
+class Recorder:
+    """
+    Where a node's entries go. Subclass it and override ``emit``.
+    
+    ``emit`` is called in the order of ``seq``, at least once per entry, outside any transaction. If it raises, the node
+    logs that and offers the entry again.
+    """
+    def __init__(self) -> None:
+        ...
+    def emit(self, entry: Entry) -> None:
+        ...
+class FileRecorder(Recorder):
+    """
+    Appends entries to a file, one JSON line each.
+    
+    ``emit`` returns once the line is in the kernel, ``flush`` once it is on the disk. A line that cannot be written is
+    kept in memory, with one warning, and written before the next one.
+    """
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        ...
+    def __repr__(self) -> str:
+        ...
+    def close(self) -> None:
+        """
+        Writes what was kept, and closes the file; a later emit opens it again. Raises LedgerError if it cannot.
+        """
+    def emit(self, entry: Entry) -> None:
+        ...
+    def flush(self) -> None:
+        """
+        Writes what was kept, and syncs the file. Raises LedgerError if it cannot.
+        """
+    @property
+    def path(self) -> pathlib.Path:
+        ...
+class CaptureRecorder(Recorder):
+    """
+    Keeps entries in memory, for tests.
+    """
+    def __init__(self) -> None:
+        ...
+    def emit(self, entry: Entry) -> None:
+        ...
+    def entries(self) -> list[Entry]:
+        """
+        A copy.
+        """
+    def reset(self) -> None:
+        ...
+class NopRecorder(Recorder):
+    """
+    Metering is off: entries are dropped.
+    """
+    def __init__(self) -> None:
+        ...
+    def emit(self, entry: Entry) -> None:
+        ...
+class Table:
+    """
+    Columns. An immutable value; null is None. Times in data frames have nanoseconds.
+    """
+    def __len__(self) -> int:
+        ...
+    def __repr__(self) -> str:
+        ...
+    def _repr_html_(self) -> str:
+        ...
+    def to_pandas(self) -> typing.Any:
+        """
+        A pandas.DataFrame. Raises ImportError where pandas is not installed.
+        """
+    def to_polars(self) -> typing.Any:
+        """
+        A polars.DataFrame. Raises ImportError where polars is not installed.
+        """
+    def to_pylist(self) -> list[dict[str, typing.Any]]:
+        """
+        One dict per row.
+        """
+    @property
+    def column_names(self) -> list[str]:
+        ...
+class Finding:
+    """
+    One thing that is wrong with a ledger, and where.
+    """
+    def __repr__(self) -> str:
+        ...
+    @property
+    def code(self) -> str:
+        ...
+    @property
+    def file(self) -> pathlib.Path:
+        ...
+    @property
+    def line(self) -> int | None:
+        """
+        From 1, in its file.
+        """
+    @property
+    def message(self) -> str:
+        ...
+    @property
+    def offset(self) -> int | None:
+        """
+        Of the line's first byte.
+        """
+    @property
+    def seq(self) -> int | None:
+        ...
+    @property
+    def snapshot_id(self) -> str:
+        ...
+    @property
+    def vm_id(self) -> str:
+        ...
+class AuditReport:
+    """
+    What the audit of a ledger found.
+    """
+    def __repr__(self) -> str:
+        ...
+    def _repr_html_(self) -> str:
+        ...
+    @property
+    def entries(self) -> int:
+        """
+        Well-formed lines.
+        """
+    @property
+    def findings(self) -> list[Finding]:
+        """
+        In the order of the lines.
+        """
+    @property
+    def ok(self) -> bool:
+        """
+        Nothing was found.
+        """
+class _EntryIterator:
+    def __iter__(self) -> collections.abc.Iterator[Entry]:
+        ...
+    def __next__(self) -> Entry:
+        ...
+class _FollowIterator:
+    def __iter__(self) -> collections.abc.Iterator[Entry]:
+        ...
+    def __next__(self) -> Entry:
+        ...
+class Ledger:
+    """
+    The usage ledger in these files, folders or globs. Nothing is read yet.
+    
+    Tables pass over lines that are no entries, with one warning; iterating raises LedgerError at each, naming file, line
+    and offset, and may go on; ``audit`` reports them.
+    Raises LedgerError from each reading: nothing is there, or it cannot be read.
+    """
+    def __init__(self, *paths: str | os.PathLike[str]) -> None:
+        ...
+    def __iter__(self) -> collections.abc.Iterator[Entry]:
+        ...
+    def __repr__(self) -> str:
+        ...
+    def _repr_html_(self) -> str:
+        ...
+    def audit(self) -> AuditReport:
+        """
+        What is wrong with the ledger, each fault once.
+        """
+    def entries(self) -> Table:
+        ...
+    def follow(self, *, poll: float | datetime.timedelta = 0.5, from_start: bool = False) -> collections.abc.Iterator[Entry]:
+        """
+        New entries as they are appended, for ever; ``from_start``: after all that are there.
+        """
+    def intervals(self, *, until: datetime.datetime | None = None) -> Table:
+        """
+        Starts and stops paired, in the order of the starts. Open ones count up to ``until``, or to now.
+        """
+    def usage(self, *, by: collections.abc.Iterable[str] = ('vm_id',), since: datetime.datetime | None = None, until: datetime.datetime | None = None, every: float | datetime.timedelta | None = None, crash: str = 'ended') -> Table:
+        """
+        Sums over [since, until), by any of vm_id, snapshot_id, hypervisor, kind, reason (of the start), label:KEY.
+        
+        ``every``: in buckets that begin at its multiples since the epoch. ``crash``: up to when a crashed VM counts.
+        Raises InvalidArgument.
+        """
+class Disk:
+    """
+    One disk of a VM.
+    
+    Roles: ``cow`` is copied into the VM's run dir and belongs to it; ``data`` is used where it lies; ``layer`` and
+    ``cidata`` are used where they lie, read-only. Formats: ``raw``, ``qcow2``.
+    Raises InvalidArgument.
+    """
+    def __eq__(self, other: object) -> bool:
+        ...
+    def __hash__(self) -> int:
+        ...
+    def __init__(self, path: str | os.PathLike[str], *, readonly: bool = False, format: str = 'raw', role: str = 'data', serial: str = '') -> None:
+        ...
+    def __repr__(self) -> str:
+        ...
+    @property
+    def format(self) -> str:
+        ...
+    @property
+    def path(self) -> pathlib.Path:
+        ...
+    @property
+    def readonly(self) -> bool:
+        ...
+    @property
+    def role(self) -> str:
+        ...
+    @property
+    def serial(self) -> str:
+        ...
+class VMConfig:
+    """
+    What a VM is to be.
+    
+    ``memory`` and ``storage`` are bytes, or strings with a binary unit ("512M", "1G"). ``storage`` is the size of the VM's
+    own disk, 0 for none. Left out: 1 vCPU, 512M, 10G for a new VM; the snapshot's for a clone.
+    ``machine`` and ``accelerator`` are the hypervisor's: for qemu "microvm" (the default) or "q35", and "kvm" or "tcg"
+    (the default is whatever runs guests here). ``network_namespace`` is the path of one that the VMM is started in.
+    Raises InvalidArgument, naming the argument, its value and what is allowed.
+    """
+    def __init__(self, name: str, *, cpu: int | None = None, memory: int | str | None = None, storage: int | str | None = None, kernel: str | os.PathLike[str] | None = None, initrd: str | os.PathLike[str] | None = None, cmdline: str = '', disks: collections.abc.Iterable[Disk] = (), labels: collections.abc.Mapping[str, str] = {}, machine: str = '', accelerator: str = '', network_namespace: str | os.PathLike[str] | None = None) -> None:
+        ...
+    def __repr__(self) -> str:
+        ...
+    @property
+    def accelerator(self) -> str:
+        ...
+    @property
+    def cmdline(self) -> str:
+        ...
+    @property
+    def cpu(self) -> int | None:
+        ...
+    @property
+    def disks(self) -> list[Disk]:
+        ...
+    @property
+    def initrd(self) -> pathlib.Path | None:
+        ...
+    @property
+    def kernel(self) -> pathlib.Path | None:
+        ...
+    @property
+    def labels(self) -> dict[str, str]:
+        ...
+    @property
+    def machine(self) -> str:
+        ...
+    @property
+    def memory(self) -> int | None:
+        ...
+    @property
+    def name(self) -> str:
+        ...
+    @property
+    def network_namespace(self) -> pathlib.Path | None:
+        ...
+    @property
+    def storage(self) -> int | None:
+        ...
+class VM:
+    """
+    A value: what the store said at that moment, and what was alive then.
+    """
+    def __repr__(self) -> str:
+        ...
+    def to_dict(self) -> dict[str, typing.Any]:
+        """
+        JSON-ready; keys as in `cocoon vm inspect`.
+        """
+    @property
+    def alive(self) -> bool | None:
+        """
+        None: it could not be decided.
+        """
+    @property
+    def config(self) -> VMConfig:
+        ...
+    @property
+    def created_at(self) -> datetime.datetime:
+        ...
+    @property
+    def created_at_ns(self) -> int:
+        ...
+    @property
+    def first_booted(self) -> bool:
+        ...
+    @property
+    def hypervisor(self) -> str:
+        ...
+    @property
+    def id(self) -> str:
+        ...
+    @property
+    def interval_open(self) -> bool:
+        ...
+    @property
+    def log_dir(self) -> pathlib.Path:
+        ...
+    @property
+    def name(self) -> str:
+        ...
+    @property
+    def pid(self) -> int | None:
+        """
+        Of a live VMM process that is proven to be this VM's, else None.
+        """
+    @property
+    def run_dir(self) -> pathlib.Path:
+        ...
+    @property
+    def shape(self) -> Shape:
+        ...
+    @property
+    def snapshot_ids(self) -> list[str]:
+        ...
+    @property
+    def socket_path(self) -> pathlib.Path | None:
+        ...
+    @property
+    def started_at(self) -> datetime.datetime | None:
+        ...
+    @property
+    def started_at_ns(self) -> int | None:
+        ...
+    @property
+    def state(self) -> cocoon.enums.VMState:
+        ...
+    @property
+    def stopped_at(self) -> datetime.datetime | None:
+        ...
+    @property
+    def stopped_at_ns(self) -> int | None:
+        ...
+    @property
+    def updated_at(self) -> datetime.datetime:
+        ...
+    @property
+    def updated_at_ns(self) -> int:
+        ...
+class ReconcileReport:
+    """
+    Ledger, records and processes, three ways; a row for each VM.
+    """
+    def _repr_html_(self) -> str:
+        ...
+    @property
+    def ok(self) -> bool:
+        ...
+    @property
+    def rows(self) -> list[dict[str, typing.Any]]:
+        ...
+class Node:
+    """
+    One root folder: store, ledger, VMs.
+    
+    Cheap to open; many processes may open the same root. ``recorder`` left out means a FileRecorder at
+    ``root/metering/ledger.jsonl``; None means no metering. ``ledger_labels`` names the labels that go into the ledger
+    (kept by the node; left out: as they were).
+    Raises StoreError: the root cannot be used, or its database is foreign, damaged or newer; InvalidArgument.
+    """
+    def __enter__(self) -> typing.Self:
+        ...
+    def __exit__(self, *exc: object) -> None:
+        ...
+    def __init__(self, root: str | os.PathLike[str], *, run_dir: str | os.PathLike[str] | None = None, log_dir: str | os.PathLike[str] | None = None, recorder: Recorder | None = ..., binaries: collections.abc.Mapping[str, str | os.PathLike[str]] = {}, ledger_labels: collections.abc.Iterable[str] = ()) -> None:
+        ...
+    def backend(self, hypervisor: str) -> Backend:
+        ...
+    def close(self) -> None:
+        ...
+    def find(self, ref: str) -> VM:
+        """
+        Over all backends. Raises NotFound, AmbiguousRef.
+        """
+    def flush(self) -> None:
+        """
+        What was committed is in the ledger and on the disk. Raises LedgerError if it cannot be.
+        """
+    def reconcile(self, *, fix: bool = False) -> ReconcileReport:
+        """
+        Compares ledger, records and processes; ``fix`` closes, adopts or kills through ordinary transitions.
+        """
+    def vms(self) -> list[VM]:
+        """
+        All VMs, by creation.
+        """
+    @property
+    def id(self) -> str:
+        ...
+    @property
+    def ledger(self) -> Ledger:
+        """
+        The ledger to read. Raises LedgerError if the recorder is not a file.
+        """
+    @property
+    def pending(self) -> int:
+        """
+        Entries committed but not yet in the ledger.
+        """
+    @property
+    def recorder(self) -> Recorder:
+        ...
+    @property
+    def root(self) -> pathlib.Path:
+        ...
+class Backend:
+    """
+    One hypervisor on one node.
+    
+    Get it from ``Node.backend``, or make it with timeouts (seconds or timedelta) and a binary of your own; the binary is
+    looked up when first needed, so the state verbs work without it.
+    Verbs for several references try all of them and return ids in order; they raise BulkError if any failed, and the
+    error itself for a single reference. Raises InvalidArgument for an unknown hypervisor.
+    """
+    def __init__(self, node: Node, hypervisor: str, *, binary: str | os.PathLike[str] | None = None, socket_timeout: float | datetime.timedelta = 5, stop_timeout: float | datetime.timedelta = 30, terminate_grace: float | datetime.timedelta = 5) -> None:
+        ...
+    def console_log_path(self, ref: str) -> pathlib.Path:
+        """
+        What the guest printed since it was started; the run before is beside it, with '.1'.
+        """
+    def console_path(self, ref: str) -> pathlib.Path:
+        """
+        A UNIX socket: the guest's serial console while it runs.
+        """
+    def create(self, config: VMConfig) -> VM:
+        """
+        Makes a VM and opens its storage interval. Raises InvalidArgument, AlreadyExists, StoreError.
+        """
+    def delete(self, *refs: str, force: bool = False) -> builtins.list[str]:
+        """
+        Removes VMs, their folders, and closes their intervals. A running one raises InvalidState unless ``force``,
+        which kills it. The loser of a race raises NotFound.
+        """
+    def inspect(self, ref: str) -> VM:
+        ...
+    def list(self, *, state: cocoon.enums.VMState | str | None = None, labels: collections.abc.Mapping[str, str] = {}) -> builtins.list[VM]:
+        """
+        By creation; all of ``labels`` must match.
+        """
+    def log_path(self, ref: str) -> pathlib.Path:
+        """
+        The VMM's own log since it was started; the run before is beside it, with '.1'.
+        """
+    def mark_error(self, ref: str) -> None:
+        """
+        Says nothing in the ledger: nobody proved the process dead.
+        """
+    def mark_started(self, *refs: str) -> None:
+        """
+        The state machine itself, for orchestration that owns the process side.
+        """
+    def mark_stopped(self, *refs: str) -> None:
+        """
+        For a VM whose process is dead. Raises InvalidState while its VMM is proven alive.
+        """
+    def pause(self, ref: str) -> None:
+        """
+        Stops the guest's clock; the compute interval stays open.
+        """
+    def relabel(self, ref: str, labels: collections.abc.Mapping[str, str | None]) -> VM:
+        """
+        Merges labels; None removes one. A change of a metered label closes and opens every open interval at one
+        instant, so usage by label stays exact.
+        """
+    def restart(self, *refs: str, force: bool = False) -> builtins.list[str]:
+        """
+        Stops and starts.
+        """
+    def resume(self, ref: str) -> None:
+        ...
+    def start(self, *refs: str) -> builtins.list[str]:
+        """
+        Boots VMs and opens their compute intervals; a running one is left alone.
+        
+        Raises NotFound, InvalidState, Inconclusive, VmmError (with the last lines of its log), VmmTimeout.
+        """
+    def stop(self, *refs: str, force: bool = False, timeout: float | datetime.timedelta | None = None) -> builtins.list[str]:
+        """
+        Asks the guest to power off, waits ``timeout`` (default: stop_timeout), then ends the VMM; ``force`` kills.
+        """
+    @property
+    def binary(self) -> pathlib.Path:
+        """
+        Raises VmmError if it is not there.
+        """
+    @property
+    def hypervisor(self) -> str:
+        ...
+    @property
+    def node(self) -> Node:
+        ...
+def kvm_status() -> tuple[bool, str]:
+    """
+    Whether KVM really runs guests here, and why or why not.
+    """
+__version__: str = '0.1.0'
