@@ -236,7 +236,8 @@ def strace(trace: Path, *args: str) -> subprocess.CompletedProcess[bytes]:
     probe = subprocess.run([binary, "-qq", "-o", os.devnull, "true"], capture_output=True, check=False)
     if probe.returncode != 0:
         pytest.skip(f"strace may not trace here: {probe.stderr.decode().strip()}")
-    # Without -f: a single reference is worked on by the calling thread alone, and a VMM that it starts must not be traced.
+    # Without -f: a single reference is worked on by the calling thread alone, and a VMM that it starts must not be
+    # traced.
     return subprocess.run([binary, "-qq", "-o", str(trace), *args], capture_output=True, check=False, timeout=120)
 
 

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness import check_books, check_node, engine_process, finish, ledger_lines
 
 from cocoon import CaptureRecorder, Entry, LedgerError, Node, Recorder, StoreError, VMConfig
+from harness import check_books, check_node, engine_process, finish, ledger_lines
 
 
 def make_vms(node: Node, *names: str) -> None:
@@ -46,7 +46,10 @@ def test_a_folder_of_the_ledger_that_may_not_be_written(tmp_root: Path) -> None:
         folder = tmp_root / "metering"
         make_immutable = shutil.which("chattr")
         folder.mkdir()
-        if make_immutable is None or subprocess.run(["chattr", "+i", folder], capture_output=True, check=False).returncode:
+        if (
+            make_immutable is None
+            or subprocess.run(["chattr", "+i", folder], capture_output=True, check=False).returncode
+        ):
             pytest.skip("root writes everywhere, and chattr +i does not work on this file system")
         restore = ["chattr", "-i", str(folder)]
     else:
@@ -71,7 +74,9 @@ def tiny_disk(tmp_root: Path) -> Iterator[Path]:
     """64 KiB of tmpfs where the ledger is to go."""
     folder = tmp_root / "metering"
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)], capture_output=True, check=False)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)], capture_output=True, check=False
+    )
     if mounted.returncode:
         pytest.skip(f"a tmpfs cannot be mounted: {mounted.stderr.decode().strip()}")
     yield folder
@@ -99,7 +104,11 @@ def test_full_disk(tmp_root: Path, tiny_disk: Path) -> None:
 
 def test_torn_last_line_is_cut_and_written_again(tmp_root: Path) -> None:
     path = tmp_root / "metering" / "ledger.jsonl"
-    code = "node = Node(sys.argv[1]); [node.backend('qemu').create(VMConfig(f'v{i}', storage=0)) for i in range(5)]; os.kill(os.getpid(), 9)"
+    code = (
+        "node = Node(sys.argv[1]); "
+        "[node.backend('qemu').create(VMConfig(f'v{i}', storage=0)) for i in range(5)]; "
+        "os.kill(os.getpid(), 9)"
+    )
     process = engine_process(code, tmp_root)
     process.communicate(timeout=60)
     whole = path.read_bytes()
@@ -228,7 +237,10 @@ def test_capture_and_no_recorder(tmp_root: Path) -> None:
 def test_entries_of_a_killed_engine_are_drained_by_the_next(tmp_root: Path) -> None:
     path = tmp_root / "metering" / "ledger.jsonl"
     path.mkdir(parents=True)
-    code = "node = Node(sys.argv[1]); node.backend('qemu').create(VMConfig('a', storage=0)); print(node.pending, flush=True); os.kill(os.getpid(), 9)"
+    code = (
+        "node = Node(sys.argv[1]); node.backend('qemu').create(VMConfig('a', storage=0)); "
+        "print(node.pending, flush=True); os.kill(os.getpid(), 9)"
+    )
     process = engine_process(code, tmp_root)
     out, _ = process.communicate(timeout=60)
     assert out == "1\n"
@@ -248,5 +260,5 @@ def test_roots_that_cannot_be_used(tmp_root: Path) -> None:
     foreign = tmp_root / "foreign"
     (foreign / "db").mkdir(parents=True)
     (foreign / "db" / "meta.db").write_text("this is no database, but it is long enough to be looked at" * 20)
-    with pytest.raises(StoreError, match="meta.db"):
+    with pytest.raises(StoreError, match=r"meta\.db"):
         Node(foreign)

@@ -16,6 +16,18 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+
+from cocoon import (
+    Backend,
+    BulkError,
+    InvalidState,
+    Ledger,
+    Node,
+    NotFound,
+    VMConfig,
+    VmmError,
+    VMState,
+)
 from harness import (
     check_node,
     console,
@@ -32,18 +44,6 @@ from harness import (
     traced_calls,
     vmm_processes,
     wait_ready,
-)
-
-from cocoon import (
-    Backend,
-    BulkError,
-    InvalidState,
-    Ledger,
-    Node,
-    NotFound,
-    VMConfig,
-    VmmError,
-    VMState,
 )
 
 pytestmark = pytest.mark.guest
@@ -131,7 +131,10 @@ def test_a_crashed_guest_kernel_is_a_crash(backend: Backend, tmp_root: Path, wai
             pass
     wait_until(lambda: backend.inspect("web").alive is False, "the guest's reset ends the VMM")
     backend.delete("web")
-    assert reasons(ledger_lines(tmp_root), vm.id)[2:] == [("vm.compute.stop", "stop-crash"), ("vm.storage.stop", "vm-rm")]
+    assert reasons(ledger_lines(tmp_root), vm.id)[2:] == [
+        ("vm.compute.stop", "stop-crash"),
+        ("vm.storage.stop", "vm-rm"),
+    ]
     check_node(tmp_root)
 
 
@@ -267,9 +270,7 @@ def test_relabel_of_a_running_vm_splits_usage_exactly(tmp_root: Path, guest: obj
     check_node(tmp_root)
 
 
-def test_a_living_vmm_that_the_record_calls_stopped_is_adopted(
-    tmp_root: Path, guest: object, tmp_path: Path
-) -> None:
+def test_a_living_vmm_that_the_record_calls_stopped_is_adopted(tmp_root: Path, guest: object, tmp_path: Path) -> None:
     # The engine of the VM's start is killed at the first call after the guest was let run: its commit never happens.
     with Node(tmp_root) as node:
         node.backend("qemu").create(guest_config("web"))

@@ -6,9 +6,12 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
+
+from cocoon import Backend, InvalidState, Node, NotFound, VmmError
 from harness import (
     check_node,
     count_reasons,
@@ -20,8 +23,6 @@ from harness import (
     reasons,
     vmm_processes,
 )
-
-from cocoon import Backend, InvalidState, Node, NotFound, VmmError
 
 pytestmark = pytest.mark.guest
 Rounds = Callable[[int], int]
@@ -44,9 +45,7 @@ def test_rm_force_beats_mark_error_on_live_guests(backend: Backend, tmp_root: Pa
     for i in range(rounds(10)):
         vm = backend.create(guest_config(f"v{i}", memory="128M"))
         backend.start(vm.id)
-        marked, removed = in_threads(
-            lambda vm=vm: backend.mark_error(vm.id), lambda vm=vm: backend.delete(vm.id, force=True)
-        )
+        marked, removed = in_threads(partial(backend.mark_error, vm.id), partial(backend.delete, vm.id, force=True))
         assert removed == [vm.id]
         assert is_ok(marked) or isinstance(marked, NotFound)
         assert reasons(ledger_lines(tmp_root), vm.id)[2:] == [
@@ -96,7 +95,7 @@ def test_start_against_rm_force_leaves_no_orphan(backend: Backend, tmp_root: Pat
             delay.wait(after)  # each round meets the start at a later step
             return backend.delete(vm_id, force=True)
 
-        started, removed = in_threads(lambda vm=vm: backend.start(vm.id), remove)
+        started, removed = in_threads(partial(backend.start, vm.id), remove)
         assert removed == [vm.id], removed
         assert is_ok(started) or isinstance(started, NotFound | InvalidState | VmmError), started
         outcomes.add(is_ok(started))
@@ -118,7 +117,7 @@ def test_start_against_mark_error_never_leaves_an_unmetered_vmm(
             nothing.wait(after)
             backend.mark_error(vm_id)
 
-        started, _ = in_threads(lambda vm=vm: backend.start(vm.id), mark)
+        started, _ = in_threads(partial(backend.start, vm.id), mark)
         seen = backend.inspect(vm.id)
         assert seen.alive is seen.interval_open, (started, seen)
         backend.delete(vm.id, force=True)
@@ -131,9 +130,7 @@ def test_stop_against_crash_closes_once(backend: Backend, tmp_root: Path, rounds
         backend.start(vm.id)
         pid = backend.inspect(vm.id).pid
         assert pid is not None
-        stopped, _ = in_threads(
-            lambda vm=vm: backend.stop(vm.id, timeout=0), lambda pid=pid: os.kill(pid, signal.SIGKILL)
-        )
+        stopped, _ = in_threads(partial(backend.stop, vm.id, timeout=0), partial(os.kill, pid, signal.SIGKILL))
         assert stopped == [vm.id]
         stops = [line for line in reasons(ledger_lines(tmp_root), vm.id) if line[0] == "vm.compute.stop"]
         assert stops in ([("vm.compute.stop", "stop-crash")], [("vm.compute.stop", "stop-user")])
@@ -145,7 +142,7 @@ def test_two_rm_force_of_a_live_guest_have_one_winner(backend: Backend, tmp_root
     for i in range(rounds(5)):
         vm = backend.create(guest_config(f"v{i}", memory="128M"))
         backend.start(vm.id)
-        results = in_threads(*[lambda vm=vm: backend.delete(vm.id, force=True)] * 2)
+        results = in_threads(*[partial(backend.delete, vm.id, force=True)] * 2)
         assert sorted(map(is_ok, results)) == [False, True], results
         assert all(is_ok(r) or isinstance(r, NotFound) for r in results)
     assert vmm_processes(tmp_root) == []
@@ -156,7 +153,7 @@ def test_two_rm_force_of_a_live_guest_have_one_winner(backend: Backend, tmp_root
 def test_two_starts_make_one_vmm(backend: Backend, tmp_root: Path, rounds: Rounds) -> None:
     for i in range(rounds(5)):
         vm = backend.create(guest_config(f"v{i}", memory="128M"))
-        results = in_threads(*[lambda vm=vm: backend.start(vm.id)] * 3)
+        results = in_threads(*[partial(backend.start, vm.id)] * 3)
         assert results == [[vm.id]] * 3
         assert len(vmm_processes(tmp_root)) == 1
         backend.delete(vm.id, force=True)

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import check_node, engine_process, finish, ledger_lines, reasons
 
 import cocoon
 from cocoon import (
@@ -33,6 +32,7 @@ from cocoon import (
     VmmError,
     VMState,
 )
+from harness import check_node, engine_process, finish, ledger_lines, reasons
 
 
 @pytest.fixture
@@ -105,7 +105,16 @@ def test_a_wrong_disk_names_the_argument(arguments: dict[str, Any], named: str) 
 
 
 @pytest.mark.parametrize(
-    ("text", "size"), [("512M", 512 << 20), ("1G", 1 << 30), ("10GiB", 10 << 30), ("2GB", 2 << 30), ("1.5G", 3 << 29), (4096 << 10, 4 << 20), ("4096K", 4 << 20)]
+    ("text", "size"),
+    [
+        ("512M", 512 << 20),
+        ("1G", 1 << 30),
+        ("10GiB", 10 << 30),
+        ("2GB", 2 << 30),
+        ("1.5G", 3 << 29),
+        (4096 << 10, 4 << 20),
+        ("4096K", 4 << 20),
+    ],
 )
 def test_sizes(text: int | str, size: int) -> None:
     assert VMConfig("web", memory=text).memory == size
@@ -302,7 +311,10 @@ def test_a_placeholder_whose_creator_died_is_removed(tmp_root: Path, tmp_path: P
     base = tmp_path / "base.img"
     with base.open("wb") as file:
         file.truncate(1 << 40)
-    code = "node = Node(sys.argv[1]); os.close(1); node.backend('qemu').create(VMConfig('web', disks=[Disk(sys.argv[2], role='cow')]))"
+    code = (
+        "node = Node(sys.argv[1]); os.close(1); "
+        "node.backend('qemu').create(VMConfig('web', disks=[Disk(sys.argv[2], role='cow')]))"
+    )
     creator = engine_process(code, tmp_root, base)
     with Node(tmp_root) as node:
         deadline = time.monotonic() + 30

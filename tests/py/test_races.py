@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
-from harness import check_books, check_node, count_reasons, engine_process, finish, in_threads, ledger_lines, reasons
 
 from cocoon import CocoonError, InvalidState, Node, NotFound, VMConfig
+from harness import check_books, check_node, count_reasons, engine_process, finish, in_threads, ledger_lines, reasons
 
 Rounds = Callable[[int], int]
 
@@ -24,7 +25,7 @@ def test_rm_force_beats_mark_error_in_threads(tmp_root: Path, rounds: Rounds) ->
         for i in range(rounds(500)):
             vm = backend.create(VMConfig(f"v{i}", storage=0))
             backend.mark_started(vm.id)
-            marked, removed = in_threads(lambda vm=vm: backend.mark_error(vm.id), lambda vm=vm: backend.delete(vm.id, force=True))
+            marked, removed = in_threads(partial(backend.mark_error, vm.id), partial(backend.delete, vm.id, force=True))
             assert removed == [vm.id]
             assert is_ok(marked) or isinstance(marked, NotFound)
             with pytest.raises(NotFound):
@@ -83,7 +84,7 @@ def test_two_rm_force_have_one_winner(tmp_root: Path, rounds: Rounds) -> None:
         backend = node.backend("qemu")
         for i in range(rounds(200)):
             vm = backend.create(VMConfig(f"v{i}", storage=0))
-            results = in_threads(*[lambda vm=vm: backend.delete(vm.id, force=True)] * 3)
+            results = in_threads(*[partial(backend.delete, vm.id, force=True)] * 3)
             assert sorted(map(is_ok, results)) == [False, False, True]
             assert all(is_ok(r) or isinstance(r, NotFound) for r in results)
     assert check_node(tmp_root) == {}

@@ -1,7 +1,7 @@
 """The engine is killed at every system call of a scenario; whatever it left, the next opener puts right.
 
-`strace -e inject=…:signal=KILL:when=N` with N = 1, 2, … until the scenario completes. By default every call that changes
-something is a kill point (fewer under COCOON_TEST_SCALE); COCOON_TEST_LONG=1 takes every call there is.
+`strace -e inject=…:signal=KILL:when=N` with N = 1, 2, … until the scenario completes. By default every call that
+changes something is a kill point (fewer under COCOON_TEST_SCALE); COCOON_TEST_LONG=1 takes every call there is.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from cocoon import Node, VMConfig
 from harness import (
     check_books,
     check_node,
@@ -23,8 +25,6 @@ from harness import (
     traced_calls,
     vmm_processes,
 )
-
-from cocoon import Node, VMConfig
 
 Rounds = Callable[[int], int]
 
@@ -39,7 +39,7 @@ def scenario(verb: str) -> list[str]:
 
 
 def kill_points(command: list[str], trace: Path, most: int) -> list[tuple[str, int]]:
-    """(call, n): the n-th such call of the engine's thread lies within the scenario. At most about `most`, spread out."""
+    """(call, n): the n-th such call of the engine's thread lies within the scenario. At most about `most`, spread."""
     everything = bool(os.environ.get("COCOON_TEST_LONG"))
     calls = traced_calls(command, trace, "all" if everything else f"{CALLS},getppid")
     begin, end = (i for i, call in enumerate(calls) if call == "getppid")
@@ -119,7 +119,8 @@ def test_engine_killed_during_sequences_on_a_live_guest(
     """A dozen kill points spread over each sequence; COCOON_TEST_LONG=1 takes them all."""
     trace = tmp_path / "trace"
     statements = {
-        "create": "sys.path.insert(0, sys.argv[2]); import harness; node.backend('qemu').create(harness.guest_config('web'))",
+        "create": "sys.path.insert(0, sys.argv[2]); import harness; "
+        "node.backend('qemu').create(harness.guest_config('web'))",
         "start": "node.backend('qemu').start('web')",
         "stop": "node.backend('qemu').stop('web', force=True)",
         "remove": "node.backend('qemu').delete('web', force=True)",

@@ -95,10 +95,8 @@ def open_backend(node: "Node", hypervisor: str, config: Config) -> "Backend":
 
     timeouts = config.timeouts()
     if not timeouts:
-        backend: Backend = node.backend(hypervisor)
-        return backend
-    name: Any = hypervisor  # which names there are, the engine knows
-    return Backend(node, name, **timeouts)
+        return node.backend(hypervisor)
+    return Backend(node, hypervisor, binary=None, **timeouts)
 
 
 def warn_pending(pending: int, root: Path) -> None:
