@@ -215,7 +215,7 @@ def test_a_forged_exit_file_is_not_believed(
     backend.start("web")
     kill_behind_the_back(backend, "web", wait_until)
     exit_file = Path(backend.inspect("web").run_dir) / "exit"
-    wait_until(exit_file.exists, "the shim wrote its line")
+    wait_until(lambda: exit_file.exists() and exit_file.read_text().endswith("\n"), "the shim wrote its line")
     exit_file.write_text(forge(exit_file.read_text().strip()) + "\n")
     backend.stop("web")
     crash = ledger_lines(tmp_root)[-1]
@@ -231,7 +231,7 @@ def test_an_exit_file_of_the_run_before_is_not_believed(backend: Backend, tmp_ro
     backend.start("web")
     exit_file = Path(backend.inspect("web").run_dir) / "exit"
     kill_behind_the_back(backend, "web", wait_until)
-    wait_until(exit_file.exists, "the shim wrote its line")
+    wait_until(lambda: exit_file.exists() and exit_file.read_text().endswith("\n"), "the shim wrote its line")
     stale = exit_file.read_text()
     backend.start("web")
     pid = backend.inspect("web").pid
