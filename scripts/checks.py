@@ -297,6 +297,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     # Short, since the path of a UNIX socket has 107 bytes at most.
     with tempfile.TemporaryDirectory(prefix="ct-", ignore_cleanup_errors=True) as temporary:
+        Path(temporary).chmod(0o711)  # tests that turn into another user must still reach their own folders
         checks = Checks(options, Path(temporary))
         try:
             checks.run()
