@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import threading
@@ -21,6 +22,8 @@ RUN_FOLDER = "COCOON_TEST_RUN_DIR"
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # A shell starts what it runs in the background with SIGINT ignored, and children inherit that: not those of tests.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line("markers", "guest: boots a real guest")
     config.addinivalue_line("markers", "root: needs the rights of root")
     if not is_worker(config):
