@@ -101,7 +101,7 @@ def test_paths_with_any_byte_go_through(tmp_path: Path) -> None:
     root = tmp_path / SURROGATE
     with Node(root) as node:
         assert node.root == root
-        with pytest.raises(InvalidArgument, match=r"\\xff.*not UTF-8"):  # the store's records are text
+        with pytest.raises(InvalidArgument, match="not UTF-8"):  # the store's records are text
             node.backend("qemu").create(VMConfig("web", storage=0))
         assert node.ledger.audit().ok
         assert repr(node.ledger).isascii()
