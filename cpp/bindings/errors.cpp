@@ -60,6 +60,7 @@ py::object to_python(const std::exception_ptr& error) {
 }
 
 void register_errors() {
+  // NOLINTNEXTLINE(performance-unnecessary-value-param): pybind11's type says so
   py::register_local_exception_translator([](std::exception_ptr error) {
     if (!error) return;
     try {

@@ -131,7 +131,7 @@ Entry entry_from_json(const Typed<"str | bytes">& line) {
 }
 
 Labels read_only(const std::map<std::string, std::string>& labels) {
-  return Labels(py::module_::import("types").attr("MappingProxyType")(py::cast(labels)));
+  return {py::module_::import("types").attr("MappingProxyType")(py::cast(labels))};
 }
 
 MaybeDatetime to_utc_or_none(const std::optional<std::int64_t>& ns) {

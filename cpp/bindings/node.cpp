@@ -112,6 +112,7 @@ using NodeClass = py::class_<Node, std::shared_ptr<Node>>;
 using BackendClass = py::class_<PyBackend, std::shared_ptr<PyBackend>>;
 
 BackendClass declare_backend(py::module_& m) {
+  // NOLINTNEXTLINE(modernize-return-braced-init-list): the constructor is explicit
   return BackendClass(m, "Backend", R"(One hypervisor on one node.
 
 Get it from ``Node.backend``, or make it with timeouts (seconds or timedelta) and a binary of your own; the binary is
@@ -266,6 +267,7 @@ void bind_report(py::module_& m) {
 }
 
 NodeClass declare_node(py::module_& m) {
+  // NOLINTNEXTLINE(modernize-return-braced-init-list): the constructor is explicit
   return NodeClass(m, "Node", R"(One root folder: store, ledger, VMs.
 
 Cheap to open; many processes may open the same root. ``recorder`` left out means a FileRecorder at

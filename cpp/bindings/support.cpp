@@ -100,6 +100,7 @@ std::optional<std::int64_t> parse_bytes(std::string_view text) {
   if (shift < 0 || problem != std::errc() || end != whole.data() + whole.size() || bytes >= kMost) return std::nullopt;
   for (int i = 0; i < shift; ++i) {
     int carry = 0;
+    // NOLINTNEXTLINE(modernize-loop-convert): backwards
     for (auto digit = fraction.rbegin(); digit != fraction.rend(); ++digit) {
       const int doubled = 2 * (*digit - '0') + carry;
       *digit = static_cast<char>('0' + doubled % 10);
@@ -247,7 +248,7 @@ std::int64_t to_bytes(std::string_view what, const py::handle& value) {
 
 std::chrono::milliseconds to_milliseconds(std::string_view what, const py::handle& value) {
   constexpr std::string_view kAllowed = "seconds of 0 or more as a number, or a timedelta";
-  py::object seconds = py::reinterpret_borrow<py::object>(value);
+  auto seconds = py::reinterpret_borrow<py::object>(value);
   if (py::isinstance(value, py::module_::import("datetime").attr("timedelta")))
     seconds = value.attr("total_seconds")();
   else if (py::isinstance<py::bool_>(value) || (PyFloat_Check(value.ptr()) == 0 && PyLong_Check(value.ptr()) == 0))

@@ -34,6 +34,7 @@ class Typed : public py::object {
   using py::object::object;
   Typed(const py::object& any) : py::object(any) {}
   Typed(py::object&& any) : py::object(std::move(any)) {}
+  // NOLINTNEXTLINE(readability-identifier-naming): pybind11 asks by this name
   static bool check_(py::handle value) { return value.ptr() != nullptr; }
 };
 

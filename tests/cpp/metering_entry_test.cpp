@@ -3,6 +3,7 @@
 #include <limits>
 #include <random>
 #include <string>
+#include <string_view>
 
 #include <fmt/format.h>
 #include <gtest/gtest.h>
@@ -16,7 +17,7 @@ namespace cocoon::metering {
 namespace {
 
 constexpr std::int64_t kAt = 1'795'402'835'819'597'778;  // 2026-11-23T03:00:35.819597778Z
-const std::string kMinimal =
+constexpr std::string_view kMinimal =
     R"({"kind":"vm.compute.start","vm_id":"v1","shape":{},"emitted_at":"2026-11-23T03:00:35Z"})";
 
 Entry full_entry() {
@@ -261,9 +262,9 @@ TEST(EntryJson, NamesTheFieldItsValueAndWhatIsAllowed) {
       {"17", Fault::kJson, {"not a JSON object"}},
       {"\"text\"", Fault::kJson, {"not a JSON object"}},
       {"null", Fault::kJson, {"not a JSON object"}},
-      {kMinimal + "x", Fault::kJson, {"not JSON"}},
-      {kMinimal + kMinimal, Fault::kJson, {"not JSON"}},
-      {kMinimal + '\0', Fault::kJson, {"not JSON", "NUL"}},
+      {std::string(kMinimal) + "x", Fault::kJson, {"not JSON"}},
+      {std::string(kMinimal).append(kMinimal), Fault::kJson, {"not JSON"}},
+      {std::string(kMinimal) + '\0', Fault::kJson, {"not JSON", "NUL"}},
       {std::string(300, '\0'), Fault::kJson, {"not JSON", "NUL", "300 bytes"}},
       {with("hypervisor", "\"\xFF\""), Fault::kJson, {"not JSON", "\\xff"}},
       {with("hypervisor", R"("\ud800")"), Fault::kJson, {"not JSON"}},

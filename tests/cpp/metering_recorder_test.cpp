@@ -136,6 +136,7 @@ TEST_F(FileRecorderTest, ConcurrentEmitsAreWholeLines) {
 
 TEST_F(FileRecorderTest, RecordersOfOneFileDoNotTearEachOthersLines) {
   std::vector<std::thread> threads;
+  threads.reserve(4);
   for (std::uint64_t t = 0; t < 4; ++t) {
     threads.emplace_back([this, t] {
       FileRecorder recorder(path_);

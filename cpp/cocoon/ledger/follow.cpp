@@ -149,7 +149,7 @@ bool Follower::read_some(File& file) {
   if (status.st_size == file.seen.st_size && same_time(status.st_mtim, file.seen.st_mtim)) {
     return false;
   }
-  if (static_cast<std::uint64_t>(status.st_size) < file.consumed) {
+  if (std::cmp_less(status.st_size, file.consumed)) {
     file.consumed = 0;
     file.again = true;
   }
@@ -196,7 +196,7 @@ std::optional<metering::Entry> Follower::poll() {
   auto next = std::move(found_.front());
   found_.pop_front();
   if (auto* error = std::get_if<LedgerError>(&next)) {
-    throw *error;
+    throw *error;  // NOLINT(bugprone-exception-copy-constructor-throws,cert-err60-cpp): it is only short of memory
   }
   return std::get<metering::Entry>(std::move(next));
 }

@@ -196,6 +196,7 @@ Table intervals_table(const Files& files, std::int64_t until_ns, const Check& ch
 Table usage_table(const Files& files, const UsageQuery& query, std::int64_t now_ns, const Check& check) {
   const std::vector<UsageRow> rows = read_usage(files, query, now_ns, check);
   std::vector<Column> columns;
+  columns.reserve(query.by.size() + 6);
   for (const std::string& name : query.by) {
     columns.emplace_back(name, ColumnType::kText);
   }

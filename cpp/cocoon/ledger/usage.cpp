@@ -74,7 +74,8 @@ void add_product(std::uint64_t length_ns, std::int64_t units, Uint128& sum) {
 }  // namespace
 
 double per_second(Uint128 sum_ns) {
-  return static_cast<double>(sum_ns / kNsPerSecond) +
+  const Uint128 whole = sum_ns / kNsPerSecond;  // exact so far: this is the last division
+  return static_cast<double>(whole) +
          static_cast<double>(static_cast<std::uint64_t>(sum_ns % kNsPerSecond)) / static_cast<double>(kNsPerSecond);
 }
 

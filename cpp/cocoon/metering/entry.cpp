@@ -105,11 +105,9 @@ void append_escaped(std::string_view text, std::string_view field, std::string& 
   }
   for (std::size_t i = 0; i < text.size(); ++i) {
     const auto byte = static_cast<std::uint8_t>(text[i]);
-    if (kPlain[byte]) {
-      out += text[i];
-    } else if (byte < 0x80) {
+    if (!kPlain[byte] && byte < 0x80) {
       append_escape(byte, out);
-    } else if (text.substr(i, 3) == "\u2028" || text.substr(i, 3) == "\u2029") {
+    } else if (!kPlain[byte] && (text.substr(i, 3) == "\u2028" || text.substr(i, 3) == "\u2029")) {
       out += text[i + 2] == '\xA8' ? "\\u2028" : "\\u2029";
       i += 2;
     } else {

@@ -77,7 +77,7 @@ void write_second(std::int64_t second, SecondText& out) {
   const auto [year, month, day] = civil_from_days(day_number);
   out.second = second;
   std::memcpy(out.text.data(), "0000-00-00T00:00:00", kToSecondLength);
-  put_digits(&out.text[0], year, 4);
+  put_digits(out.text.data(), year, 4);
   put_digits(&out.text[5], month, 2);
   put_digits(&out.text[8], day, 2);
   put_digits(&out.text[11], of_day / 3'600, 2);
