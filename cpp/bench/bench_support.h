@@ -43,29 +43,27 @@ struct Row {
   std::string unit;
   double value = 0;
   double baseline = 0;
-  double limit = 0;  // of value / baseline
+  std::string against;  // what the baseline is
+  double limit = 0;     // of value / baseline
   Limit sense = Limit::kAtMost;
 
   [[nodiscard]] double ratio() const { return value / baseline; }
   [[nodiscard]] bool holds() const { return sense == Limit::kAtMost ? ratio() <= limit : ratio() >= limit; }
 };
 
-// JSON lines on stdout, a table on stderr. True if every limit holds.
-inline bool report(const std::vector<Row>& rows) {
-  bool all = true;
-  fmt::print(stderr, "\n{:<46} {:>12} {:>12} {:>7}  {}\n", "", "value", "baseline", "ratio", "limit");
+// JSON lines on stdout, as bench/run reads them; a table on stderr.
+inline void report(const std::vector<Row>& rows) {
+  fmt::print(stderr, "\n{:<40} {:>12} {:>34} {:>7}  {}\n", "", "measured", "against", "ratio", "limit");
   for (const auto& row : rows) {
-    all = all && row.holds();
-    fmt::print(stderr, "{:<46} {:>9.1f} {:<2} {:>9.1f} {:<2} {:>7.2f}  {} {:.2f}{}\n", row.what, row.value, row.unit,
-               row.baseline, row.unit, row.ratio(), row.sense == Limit::kAtMost ? "<=" : ">=", row.limit,
-               row.holds() ? "" : "  MISSED");
-    fmt::print(
-        "{{\"what\":\"{}\",\"unit\":\"{}\",\"value\":{:.3f},\"baseline\":{:.3f},\"ratio\":{:.4f},\"limit\":{},"
-        "\"sense\":\"{}\",\"holds\":{}}}\n",
-        row.what, row.unit, row.value, row.baseline, row.ratio(), row.limit,
-        row.sense == Limit::kAtMost ? "at most" : "at least", row.holds());
+    const bool at_least = row.sense == Limit::kAtLeast;
+    const auto value = fmt::format("{:.1f} {}", row.value, row.unit);
+    const auto baseline = fmt::format("{:.1f} {} {}", row.baseline, row.unit, row.against);
+    fmt::print(stderr, "{:<40} {:>12} {:>34} {:>7.2f}  {} {:.1f}{}\n", row.what, value, baseline, row.ratio(),
+               at_least ? ">=" : "<=", row.limit, row.holds() ? "" : "  MISSED");
+    fmt::print(R"({{"what":"{}","value":"{}","baseline":"{}","ratio":{:.4f},"limit":{},"at_least":{}}})"
+               "\n",
+               row.what, value, baseline, row.ratio(), row.limit, at_least);
   }
-  return all;
 }
 
 // A folder that goes with its owner.

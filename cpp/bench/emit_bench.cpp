@@ -67,6 +67,7 @@ int main(int count, char** values) {
                   .unit = "ns",
                   .value = bench::median(emitted),
                   .baseline = bench::median(written),
+                  .against = "write(2)",
                   .limit = 2.0}});
   return 0;
 }

@@ -11,6 +11,7 @@
 #include <optional>
 #include <thread>
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include "store_test_support.h"
@@ -120,7 +121,7 @@ TEST_F(StoreCommitTest, SeqOrderIsTimeOrderAcrossThreads) {
   std::vector<std::thread> threads;
   for (int i = 0; i < 4; ++i) {
     threads.emplace_back([&, i] {
-      for (int n = 0; n < 25; ++n) transition(*store, "vm-" + std::to_string(i));
+      for (int n = 0; n < 25; ++n) transition(*store, fmt::format("vm-{}", i));
     });
   }
   for (auto& thread : threads) thread.join();

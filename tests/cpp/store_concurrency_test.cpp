@@ -4,6 +4,7 @@
 #include <map>
 #include <thread>
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include "store_test_support.h"
@@ -33,10 +34,10 @@ TEST_F(StoreConcurrencyTest, EightProcesses) {
     children.emplace_back([&, i] {
       const auto store = open(64);
       for (int n = 0; n < kTransitions; ++n) {
-        transition(*store, "vm-" + std::to_string(i));
+        transition(*store, fmt::format("vm-{}", i));
         if (n % 50 == 0) store->flush();
       }
-      return store->find(Table::kVm, "vm-" + std::to_string(i))->generation == kTransitions + 1 ? 0 : 1;
+      return store->find(Table::kVm, fmt::format("vm-{}", i))->generation == kTransitions + 1 ? 0 : 1;
     });
   }
   for (auto& child : children) EXPECT_EQ(child.wait(), 0);
@@ -49,9 +50,9 @@ TEST_F(StoreConcurrencyTest, EightThreads) {
   for (int i = 0; i < kWriters; ++i) {
     threads.emplace_back([&, i] {
       for (int n = 0; n < kTransitions; ++n) {
-        transition(*store, "vm-" + std::to_string(i));
+        transition(*store, fmt::format("vm-{}", i));
         if (n % 20 != 0) continue;
-        EXPECT_TRUE(store->find(Table::kVm, "vm-" + std::to_string(i)));
+        EXPECT_TRUE(store->find(Table::kVm, fmt::format("vm-{}", i)));
         EXPECT_LE(store->pending(), std::uint64_t{kWriters});
         store->flush();
       }
@@ -99,7 +100,7 @@ TEST_F(StoreConcurrencyTest, EightThreadsAndARecorderThatIsCalled) {
   std::vector<std::thread> threads;
   for (int i = 0; i < kWriters; ++i) {
     threads.emplace_back([&, i] {
-      for (int n = 0; n < 50; ++n) transition(*store, "vm-" + std::to_string(i));
+      for (int n = 0; n < 50; ++n) transition(*store, fmt::format("vm-{}", i));
     });
   }
   for (auto& thread : threads) thread.join();

@@ -4,6 +4,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 #include <sqlite3.h>
 
@@ -67,13 +68,13 @@ TEST_F(StoreOpenTest, ManyProcessesMakeOneNode) {
   for (int i = 0; i < 8; ++i) {
     children.emplace_back([&, i] {
       const auto store = open();
-      write_file(root / ("id-" + std::to_string(i)), store->node_id() + store->ledger_id());
-      transition(*store, "vm-" + std::to_string(i));
+      write_file(root / (fmt::format("id-{}", i)), store->node_id() + store->ledger_id());
+      transition(*store, fmt::format("vm-{}", i));
       return 0;
     });
   }
   for (auto& child : children) EXPECT_EQ(child.wait(), 0);
-  for (int i = 1; i < 8; ++i) EXPECT_EQ(read_file(root / ("id-" + std::to_string(i))), read_file(root / "id-0"));
+  for (int i = 1; i < 8; ++i) EXPECT_EQ(read_file(root / (fmt::format("id-{}", i))), read_file(root / "id-0"));
   EXPECT_EQ(ledger_seqs(), count_up(8));
 }
 
@@ -90,7 +91,7 @@ TEST_F(StoreOpenTest, MeteredLabelsAreKeptAndReplaced) {
   EXPECT_EQ(labels_of({}), Labels{"team"});
 
   Labels many;
-  for (int i = 0; i < 17; ++i) many.push_back("label-" + std::to_string(i));
+  for (int i = 0; i < 17; ++i) many.push_back(fmt::format("label-{}", i));
   for (const auto& bad :
        {many, Labels{""}, Labels{std::string(64, 'x')}, Labels{"a\nb"}, Labels{"a\x7f"}, Labels{"\xc2\x85"},
         Labels{"\xc3"}, Labels{"\xc0\xaf"}, Labels{"\xed\xa0\x80"}, Labels{"\xf4\x90\x80\x80"}, Labels{"\xff"}})

@@ -1,5 +1,6 @@
 // Records: putting, finding, names, references, lists.
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include "store_test_support.h"
@@ -179,7 +180,7 @@ TEST_F(StoreRecordsTest, PrefixesOfAnyBytes) {
 TEST_F(StoreRecordsTest, NamesManyCandidatesButNotAll) {
   store->transact([](Transaction& transaction) {
     for (int i = 100; i < 150; ++i)
-      transaction.put(Table::kVm, vm_row("same" + std::to_string(i), "n" + std::to_string(i)));
+      transaction.put(Table::kVm, vm_row(fmt::format("same{}", i), fmt::format("n{}", i)));
   });
   try {
     static_cast<void>(store->resolve(Table::kVm, "same"));

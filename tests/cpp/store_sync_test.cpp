@@ -11,6 +11,7 @@
 #include <map>
 #include <thread>
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include "store_test_support.h"
@@ -92,7 +93,7 @@ TEST_F(StoreSyncTest, APowerCutAtEverySync) {
     constexpr std::uint64_t kTransitions = 400;
     for (std::uint64_t i = 1; i <= kTransitions; ++i) {
       keep = i <= 9 || i > kTransitions - 5;
-      transition(*store, "vm-" + std::to_string(i % 7), 1 + i % 2);
+      transition(*store, fmt::format("vm-{}", i % 7), 1 + i % 2);
       acknowledged += 1 + i % 2;
       if (keep) cut_here();  // acknowledged
     }

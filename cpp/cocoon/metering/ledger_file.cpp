@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <sys/stat.h>
+#include <sys/sysmacros.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -19,7 +20,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr std::size_t kTailChunk = std::size_t{8} << 10;     // a few of our lines
+constexpr std::size_t kTailChunk = std::size_t{2} << 10;     // a few of our lines
 constexpr std::size_t kLongestChunk = std::size_t{1} << 20;  // when the tail is not ours
 // Nothing we append in one write is longer: an unterminated text beyond it is somebody else's, and is only ended.
 constexpr std::uint64_t kLongestTorn = std::uint64_t{16} << 20;
@@ -59,6 +60,20 @@ void make_folders(const fs::path& folder) {
   sync_folder(folder_of(folder));
 }
 
+// Not stat: since Linux 6.13 a file whose times were asked for gets exact ones at its next write. That changes its
+// inode, which then goes with the next sync of any file (measured: a transition took a quarter longer).
+std::optional<struct statx> identify(int folder, const char* name, int flags) {
+  struct statx status{};
+  if (::statx(folder, name, flags, STATX_TYPE | STATX_INO | STATX_SIZE, &status) != 0) return std::nullopt;
+  return status;
+}
+
+LedgerFile::State state_of(const struct statx& status) {
+  return {.device = ::makedev(status.stx_dev_major, status.stx_dev_minor),
+          .inode = status.stx_ino,
+          .size = status.stx_size};
+}
+
 }  // namespace
 
 LedgerFile::LedgerFile(fs::path path) : path_(std::move(path)) {}
@@ -80,33 +95,30 @@ void LedgerFile::open_or_create() {
 
 bool LedgerFile::refresh() {
   grew_ = false;
-  struct stat status{};
   if (fd_ >= 0) {
-    if (::stat(path_.c_str(), &status) != 0 && errno != ENOENT) fail("stat ledger", errno);
-    // An unlinked file leaves nothing in `status` that could match: inode 0 does not exist.
-    if (status.st_dev == device_ && status.st_ino == inode_) {
-      const auto size = static_cast<std::uint64_t>(status.st_size);
-      if (size == size_) return false;
-      grew_ = size > size_;
-      size_ = size;
+    const auto named = identify(AT_FDCWD, path_.c_str(), 0);
+    if (!named && errno != ENOENT) fail("stat ledger", errno);
+    const auto before = std::exchange(state_, named ? state_of(*named) : State{});
+    if (state_ == before) return false;
+    if (state_.device == before.device && state_.inode == before.inode) {
+      grew_ = state_.size > before.size;
       last_seq_.reset();
       return true;
     }
     close();
   }
   open_or_create();
-  if (::fstat(fd_, &status) != 0) {
+  const auto opened = identify(fd_, "", AT_EMPTY_PATH);
+  if (!opened) {
     const int code = errno;
     close();
     fail("stat ledger", code);
   }
-  if (!S_ISREG(status.st_mode)) {
+  if (!S_ISREG(opened->stx_mode)) {
     close();
     throw LedgerError("open ledger " + path_.string() + ": not a regular file", path_.string());
   }
-  device_ = status.st_dev;
-  inode_ = status.st_ino;
-  size_ = static_cast<std::uint64_t>(status.st_size);
+  state_ = state_of(*opened);
   last_seq_.reset();
   return true;
 }
@@ -114,8 +126,7 @@ bool LedgerFile::refresh() {
 void LedgerFile::close() {
   if (fd_ >= 0) ::close(fd_);
   fd_ = -1;
-  inode_ = 0;
-  size_ = 0;
+  state_ = {};
   grew_ = false;
   last_seq_.reset();
 }
@@ -134,8 +145,8 @@ void LedgerFile::read_at(std::uint64_t offset, char* to, std::size_t size) const
 
 // Complete lines, the last one first.
 void LedgerFile::for_each_backwards(const Visit& visit) const {
-  std::string text;            // the bytes from `base` on that are not visited yet
-  std::uint64_t base = size_;  // where `text` begins
+  std::string text;                  // the bytes from `base` on that are not visited yet
+  std::uint64_t base = state_.size;  // where `text` begins
   std::size_t chunk = kTailChunk;
   bool ended = false;  // `text` ends with the '\n' of a line to visit
   for (;;) {
@@ -167,14 +178,14 @@ void LedgerFile::for_each_backwards(const Visit& visit) const {
 }
 
 void LedgerFile::end_last_line(const KeepTorn& keep_torn) {
-  if (size_ == 0) return;
+  if (state_.size == 0) return;
   char last = 0;
-  read_at(size_ - 1, &last, 1);
+  read_at(state_.size - 1, &last, 1);
   if (last == '\n') return;
-  std::uint64_t start = size_;
+  std::uint64_t start = state_.size;
   std::string torn;
   std::size_t newline = std::string::npos;
-  while (start > 0 && newline == std::string::npos && size_ - start <= kLongestTorn) {
+  while (start > 0 && newline == std::string::npos && state_.size - start <= kLongestTorn) {
     const std::size_t more = std::min<std::uint64_t>(std::max<std::size_t>(kTailChunk, torn.size()), start);
     std::string longer(more + torn.size(), '\0');
     read_at(start - more, longer.data(), more);
@@ -215,9 +226,9 @@ void LedgerFile::for_each_after(std::uint64_t through, const Visit& visit) {
   std::string text;
   std::uint64_t base = start;  // of `text`
   std::uint64_t next = start;  // to read
-  while (next < size_) {
+  while (next < state_.size) {
     const std::size_t kept = text.size();
-    const std::size_t more = std::min<std::uint64_t>(std::max(kLongestChunk, kept), size_ - next);
+    const std::size_t more = std::min<std::uint64_t>(std::max(kLongestChunk, kept), state_.size - next);
     text.resize(kept + more);
     read_at(next, text.data() + kept, more);
     next += more;
@@ -234,7 +245,7 @@ void LedgerFile::for_each_after(std::uint64_t through, const Visit& visit) {
 void LedgerFile::cut(std::uint64_t offset) {
   last_seq_.reset();
   if (::ftruncate(fd_, static_cast<off_t>(offset)) != 0) fail("cut ledger", errno);
-  size_ = offset;
+  state_.size = offset;
 }
 
 void LedgerFile::write_end(std::string_view bytes) {
@@ -254,8 +265,8 @@ void LedgerFile::write_end(std::string_view bytes) {
     }
     written += static_cast<std::size_t>(got);
   }
-  // Not size_ + written: with O_APPEND the offset says where the bytes went.
-  size_ = static_cast<std::uint64_t>(::lseek(fd_, 0, SEEK_CUR));
+  // Not state_.size + written: with O_APPEND the offset says where the bytes went.
+  state_.size = static_cast<std::uint64_t>(::lseek(fd_, 0, SEEK_CUR));
 }
 
 void LedgerFile::append(std::string_view lines, std::uint64_t last_seq) {

@@ -4,8 +4,6 @@
 // Threads  none of it is safe by itself: FileRecorder's mutex, or the ledger's lock of a node, is held around it.
 // Errors   LedgerError, from every method that touches the file; afterwards nothing is assumed of it.
 
-#include <sys/types.h>
-
 #include <cstdint>
 #include <filesystem>
 #include <functional>
@@ -31,6 +29,15 @@ class LedgerFile {
 
   // After refresh() said true: it is the file we left, only longer.
   [[nodiscard]] bool grew() const { return grew_; }
+
+  // The open file as refresh(), append() and cut() left it.
+  struct State {
+    std::uint64_t device = 0;
+    std::uint64_t inode = 0;  // 0: it is not open
+    std::uint64_t size = 0;
+    bool operator==(const State&) const = default;
+  };
+  [[nodiscard]] const State& state() const { return state_; }
 
   // The highest-placed line that has a seq: that seq, else 0. Read from the tail, or cached while inode and size are
   // as we left them. A last line without '\n' is first ended with one if `keep_torn` says true of it, else cut off.
@@ -68,9 +75,7 @@ class LedgerFile {
 
   std::filesystem::path path_;
   int fd_ = -1;
-  dev_t device_ = 0;
-  ino_t inode_ = 0;
-  std::uint64_t size_ = 0;  // as we left it
+  State state_;
   bool grew_ = false;
   std::optional<std::uint64_t> last_seq_;  // of the file as we left it
 };

@@ -2,6 +2,7 @@
 
 #include <cerrno>
 #include <cstring>
+#include <utility>
 
 #include <SQLiteCpp/Exception.h>
 #include <fmt/format.h>
@@ -25,7 +26,7 @@ int system_code(sqlite3* handle, int code) {
 
 }  // namespace
 
-Connection::Connection(const std::filesystem::path& path, Mode mode) : path_(path) {
+Connection::Connection(std::filesystem::path path, Mode mode) : path_(std::move(path)) {
   try {
     // Each connection is used by one thread at a time: SQLite's own mutexes would only cost.
     database_ = std::make_unique<SQLite::Database>(
@@ -40,6 +41,13 @@ Connection::Connection(const std::filesystem::path& path, Mode mode) : path_(pat
   // secure_delete costs a write of every page that pruning frees, and ledger lines are no secrets to their disk.
   execute("PRAGMA synchronous = NORMAL; PRAGMA secure_delete = OFF; PRAGMA trusted_schema = OFF;");
   if (mode == Mode::kRead) execute("PRAGMA query_only = ON;");
+  sqlite3_wal_hook(
+      database_->getHandle(),
+      [](void* self, sqlite3* /*handle*/, const char* /*name*/, int frames) {
+        static_cast<Connection*>(self)->wal_frames_ = static_cast<std::uint64_t>(frames);
+        return SQLITE_OK;
+      },
+      this);
 }
 
 Connection::~Connection() = default;
@@ -61,6 +69,12 @@ void Connection::execute(const char* sql) {
 void Connection::roll_back() noexcept {
   const Use use(*this);
   if (sqlite3_get_autocommit(database_->getHandle()) == 0) database_->tryExec("ROLLBACK;");
+}
+
+bool Connection::checkpoint() noexcept {
+  const Use use(*this);
+  return sqlite3_wal_checkpoint_v2(database_->getHandle(), nullptr, SQLITE_CHECKPOINT_PASSIVE, nullptr, nullptr) ==
+         SQLITE_OK;
 }
 
 SQLite::Statement& Connection::prepared(const char* sql) {

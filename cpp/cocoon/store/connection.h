@@ -21,7 +21,7 @@ class Connection {
   enum class Mode : std::uint8_t { kWrite, kRead };
 
   // Requires the file to exist. Errors StoreError.
-  Connection(const std::filesystem::path& path, Mode mode);
+  Connection(std::filesystem::path path, Mode mode);
   ~Connection();
   Connection(const Connection&) = delete;
   Connection& operator=(const Connection&) = delete;
@@ -33,6 +33,12 @@ class Connection {
 
   // Leaves no transaction open; SQLite may have rolled it back by itself already.
   void roll_back() noexcept;
+
+  // Frames in the WAL after this connection's last commit, 0 before the first. Whoever writes looks after the WAL:
+  // SQLite's automatic checkpoint is off.
+  [[nodiscard]] std::uint64_t wal_frames() const { return wal_frames_; }
+  // Moves what it can of the WAL into the database. False: it could not, which is tried again after the next commit.
+  bool checkpoint() noexcept;
 
   // While one lives, a fork would carry this connection away in the middle of something.
   class Use {
@@ -64,6 +70,7 @@ class Connection {
   std::unique_ptr<SQLite::Database> database_;
   std::vector<std::pair<const char*, std::unique_ptr<SQLite::Statement>>> statements_;
   std::atomic<int> uses_{0};
+  std::uint64_t wal_frames_ = 0;
 };
 
 // One run of a prepared statement; reset when it goes.

@@ -5,7 +5,10 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <array>
 #include <cerrno>
+#include <string>
 #include <utility>
 
 #include "cocoon/error.h"
@@ -17,6 +20,14 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr std::size_t kMostReaders = 4;
+
+// Of SQLite's file format.
+constexpr std::uint64_t kWalHeader = 32;
+constexpr std::uint64_t kWalFrame = 24 + 4096;
+
+constexpr std::uint64_t kCheckpointFrames = 1000;
+constexpr std::uint64_t kFewestFrames = 16;  // to be ahead by
+constexpr std::uint64_t kFramesOfOne = 8;    // a usual transition has 3 or 4
 
 [[noreturn]] void fail(const std::string& tried, const fs::path& path, int code) {
   throw StoreError(system_message(tried + " " + path.string(), code), path.string(), code);
@@ -41,8 +52,10 @@ void make_database_file(const fs::path& path) {
 HeldLock::HeldLock(const fs::path& path) : lock_(system::FileLock::acquire(path)), owner_(::getpid()) {}
 
 HeldLock::~HeldLock() {
-  if (::getpid() == owner_) ::flock(lock_.fd(), LOCK_UN);
+  if (is_ours()) ::flock(lock_.fd(), LOCK_UN);
 }
+
+bool HeldLock::is_ours() const { return ::getpid() == owner_; }
 
 Database::Database(const fs::path& root) {
   const auto folder = prepare_folder(root);
@@ -69,6 +82,37 @@ Database::~Database() = default;
 
 void Database::sync_wal() const {
   if (::fdatasync(wal_.get()) != 0) fail("sync database journal", path_.string() + "-wal", errno);
+}
+
+// Called by the writer after its commits, with the store's lock held.
+//
+// A sync of a file that grew has to write the file system's journal too, and costs half as much again. So the WAL is
+// made longer ahead of its frames, in ever larger steps. Behind its last frame a WAL may hold anything: what has not
+// the header's salt and a matching checksum is no frame.
+//
+// Its size is looked up only when what we know of it is used up: since Linux 6.13 a file whose times were asked for
+// gets exact ones at its next write, which is a change of its inode, and that too a sync would have to write.
+void Database::tend_wal(Connection& writer) noexcept {
+  const auto frames = writer.wal_frames();
+  if (frames == 0) return;
+  if (frames >= kCheckpointFrames) {
+    // The next writer begins at the front again, in place. If somebody was reading, then a later one does.
+    writer.checkpoint();
+    return;
+  }
+  const auto end_of = [](std::uint64_t frame) { return kWalHeader + std::min(frame, kCheckpointFrames) * kWalFrame; };
+  if (wal_size_ >= end_of(frames + kFramesOfOne)) return;
+  struct stat status{};
+  if (::fstat(wal_.get(), &status) != 0) return;
+  wal_size_ = static_cast<std::uint64_t>(status.st_size);
+  const auto wanted = end_of(frames + std::max(frames, kFewestFrames));
+  static constexpr std::array<char, std::size_t{64} << 10> kZeros{};
+  while (wal_size_ < wanted) {
+    const auto written =
+        ::pwrite(wal_.get(), kZeros.data(), std::min(kZeros.size(), wanted - wal_size_), static_cast<off_t>(wal_size_));
+    if (written <= 0) return;  // then it grows frame by frame, as SQLite makes it
+    wal_size_ += static_cast<std::uint64_t>(written);
+  }
 }
 
 std::unique_ptr<Connection> Database::take_reader() {

@@ -27,6 +27,10 @@ class HeldLock {
   HeldLock(const HeldLock&) = delete;
   HeldLock& operator=(const HeldLock&) = delete;
 
+  [[nodiscard]] int fd() const { return lock_.fd(); }
+  // Not in a child that was forked meanwhile.
+  [[nodiscard]] bool is_ours() const;
+
  private:
   system::FileLock lock_;
   pid_t owner_;
@@ -56,13 +60,20 @@ class Database {
     Connection* connection_;
   };
 
-  // The store's lock and the write connection.
+  // The store's lock and the write connection. Looks after the WAL when it goes.
   class WriteLease {
    public:
-    explicit WriteLease(Database& database) : lock_(database.store_lock_), lease_(database.writer()) {}
+    explicit WriteLease(Database& database)
+        : database_(database), lock_(database.store_lock_), lease_(database.writer()) {}
+    ~WriteLease() {
+      if (lock_.is_ours()) database_.tend_wal(*lease_);
+    }
+    WriteLease(const WriteLease&) = delete;
+    WriteLease& operator=(const WriteLease&) = delete;
     Connection& operator*() const { return *lease_; }
 
    private:
+    Database& database_;
     HeldLock lock_;
     Lease lease_;
   };
@@ -93,6 +104,7 @@ class Database {
 
  private:
   [[nodiscard]] Lease writer() { return {write_mutex_, *write_}; }
+  void tend_wal(Connection& writer) noexcept;
   std::unique_ptr<Connection> take_reader();
   void give_reader(std::unique_ptr<Connection> connection) noexcept;
 
@@ -114,6 +126,7 @@ class Database {
 
   // The WAL is the same file as long as a connection is open: SQLite deletes it only when the last one closes.
   system::Fd wal_;
+  std::uint64_t wal_size_ = 0;  // at least; under the write lease
 };
 
 }  // namespace cocoon::store

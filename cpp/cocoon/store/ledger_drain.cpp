@@ -1,12 +1,17 @@
 // The drain into a ledger file, which is the group commit: steps 2 and 3 of docs/ledger.md, "Commit protocol", and the
 // recovery that makes a crash at any point of them harmless.
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <atomic>
 #include <exception>
+#include <iterator>
+#include <mutex>
 #include <string>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 #include "cocoon/error.h"
 #include "cocoon/metering/log.h"
@@ -22,6 +27,7 @@ class LedgerDrain final : public Outlet {
   LedgerDrain(Database& database, const std::filesystem::path& ledger, std::size_t prune_every)
       : database_(database), file_(ledger), prune_every_(std::max<std::size_t>(prune_every, 1)) {}
 
+  void committed(std::vector<OutboxRow> rows) override;
   void deliver(std::uint64_t through) override;
   void flush() override;
   std::uint64_t pending() override;
@@ -30,8 +36,18 @@ class LedgerDrain final : public Outlet {
   // Whether what committed before this drain is on the disk.
   enum class Durable : std::uint8_t { kNo, kFailed, kYes };
 
-  void drain_locked(Connection& connection, std::uint64_t through, Durable& durable);
-  void locate_locked(Connection& connection);
+  // What a drain leaves for the next one in the lock's own file. Never synced: it is believed only by processes that
+  // recovered since the machine started, and only about the very file it speaks of.
+  struct Note {
+    metering::LedgerFile::State file;
+    std::uint64_t covered = 0;
+  };
+
+  void drain_locked(const HeldLock& lock, Connection& connection, std::uint64_t through, Durable& durable);
+  std::vector<OutboxRow> next_rows_locked(Connection& connection);
+  void locate_locked(const HeldLock& lock, Connection& connection);
+  bool follow_locked(const HeldLock& lock, Connection& connection);
+  void leave_note_locked(const HeldLock& lock) const;
   void recover_locked(Connection& connection);
   std::uint64_t last_seq_locked(const Given& given);
   bool prune_due_locked(Connection& connection);
@@ -47,17 +63,40 @@ class LedgerDrain final : public Outlet {
   bool distrust_ = false;      // a sync of the ledger failed
   std::uint64_t covered_ = 0;  // the ledger holds every row up to here
   std::uint64_t pruned_ = 0;   // as last seen; other processes prune too
+  bool alone_ = false;         // nobody else has drained since we last did
   std::string lines_;
+
+  std::mutex fresh_mutex_;
+  std::vector<OutboxRow> fresh_;  // consecutive, committed by this process, as far as they fit
 
   std::atomic<bool> warned_{false};
 };
+
+void LedgerDrain::committed(std::vector<OutboxRow> rows) {
+  constexpr std::size_t kMostFresh = 1024;  // while the ledger fails they pile up, and are read back when it works
+  const std::lock_guard lock(fresh_mutex_);
+  if (fresh_.size() + rows.size() > kMostFresh || (!fresh_.empty() && fresh_.back().seq + 1 != rows.front().seq))
+    fresh_.clear();
+  fresh_.insert(fresh_.end(), std::make_move_iterator(rows.begin()), std::make_move_iterator(rows.end()));
+}
+
+// The rows after covered_. Where other processes drain too, those of all: then one sync serves them all.
+std::vector<OutboxRow> LedgerDrain::next_rows_locked(Connection& connection) {
+  {
+    const std::lock_guard lock(fresh_mutex_);
+    const auto next = std::find_if(fresh_.begin(), fresh_.end(), [&](const auto& row) { return row.seq > covered_; });
+    fresh_.erase(fresh_.begin(), next);
+    if (alone_ && !fresh_.empty() && fresh_.front().seq == covered_ + 1) return std::exchange(fresh_, {});
+  }
+  return rows_after(connection, covered_);
+}
 
 void LedgerDrain::deliver(std::uint64_t through) {
   auto durable = Durable::kNo;
   try {
     const HeldLock lock(database_.ledger_lock());
     const auto lease = database_.drainer();
-    drain_locked(*lease, through, durable);
+    drain_locked(lock, *lease, through, durable);
     warned_ = false;
   } catch (const std::exception& error) {
     if (durable == Durable::kFailed) throw;
@@ -67,15 +106,15 @@ void LedgerDrain::deliver(std::uint64_t through) {
   if (durable == Durable::kNo) database_.sync_wal();
 }
 
-void LedgerDrain::drain_locked(Connection& connection, std::uint64_t through, Durable& durable) {
-  locate_locked(connection);
+void LedgerDrain::drain_locked(const HeldLock& lock, Connection& connection, std::uint64_t through, Durable& durable) {
+  locate_locked(lock, connection);
   if (through != 0 && covered_ >= through) {
     durable = Durable::kYes;  // somebody's drain read our rows, so its sync came after our commit
     return;
   }
   do {
     // 1. Read the rows. Die here, or after 2: the next drain reads them again.
-    const auto rows = rows_after(connection, covered_);
+    const auto rows = next_rows_locked(connection);
     if (rows.empty() && through == 0) return;
     // 2. Sync the WAL: no line may be in the ledger whose transition a power cut could take back.
     durable = Durable::kFailed;
@@ -87,27 +126,43 @@ void LedgerDrain::drain_locked(Connection& connection, std::uint64_t through, Du
     for (const auto& row : rows) (lines_ += row.line) += '\n';
     file_.append(lines_, rows.back().seq);
     covered_ = rows.back().seq;
+    leave_note_locked(lock);
     // 4. Prune. Die before it: recovery finds rows that the ledger holds, and leaves them to the next prune.
     if (prune_due_locked(connection)) prune_locked();
   } while (through == 0 || covered_ < through);
 }
 
 // Finds out how far the ledger is.
-void LedgerDrain::locate_locked(Connection& connection) {
+void LedgerDrain::locate_locked(const HeldLock& lock, Connection& connection) {
   const bool changed = file_.refresh();
   const bool was_known = std::exchange(known_, false);
+  alone_ = !changed;
   if (changed || !was_known) {
-    bool followed = false;
-    if (was_known && file_.grew()) {
-      // Another process drained. Its lines are rows that had been committed; anything else is looked at closely.
-      const Given given{.pruned = pruned_, .last = last_given(connection)};
-      const auto last = last_seq_locked(given);
-      followed = last >= covered_ && last <= given.last;
-      if (followed) covered_ = last;
-    }
+    const bool followed = was_known && file_.grew() && follow_locked(lock, connection);
     if (!followed) recover_locked(connection);
   }
   known_ = true;
+}
+
+// Another process appended to the file as we left it. False: not as a drain does, it has to be looked at closely.
+bool LedgerDrain::follow_locked(const HeldLock& lock, Connection& connection) {
+  Note note;
+  const bool read = ::pread(lock.fd(), &note, sizeof note, 0) == static_cast<ssize_t>(sizeof note);
+  if (read && note.file == file_.state() && note.covered >= covered_) {
+    covered_ = note.covered;
+    return true;
+  }
+  const Given given{.pruned = pruned_, .last = last_given(connection)};
+  const auto last = last_seq_locked(given);
+  if (last < covered_ || last > given.last) return false;
+  covered_ = last;
+  return true;
+}
+
+// Without it the next drain reads the ledger's tail and asks the database.
+void LedgerDrain::leave_note_locked(const HeldLock& lock) const {
+  const Note note{.file = file_.state(), .covered = covered_};
+  static_cast<void>(::pwrite(lock.fd(), &note, sizeof note, 0) > 0);
 }
 
 std::uint64_t LedgerDrain::last_seq_locked(const Given& given) {
@@ -172,7 +227,7 @@ void LedgerDrain::flush() {
   const HeldLock lock(database_.ledger_lock());
   const auto lease = database_.drainer();
   auto durable = Durable::kNo;
-  drain_locked(*lease, 0, durable);
+  drain_locked(lock, *lease, 0, durable);
   pruned_ = pruned_through(*lease);
   prune_locked();
   warned_ = false;
@@ -182,9 +237,9 @@ std::uint64_t LedgerDrain::pending() {
   const HeldLock lock(database_.ledger_lock());
   const auto lease = database_.drainer();
   try {
-    locate_locked(*lease);
-  } catch (const LedgerError&) {
-    // Then what we knew last counts.
+    locate_locked(lock, *lease);
+  } catch (const LedgerError& error) {
+    warn_once(error.what());  // what we knew last counts
   }
   return count_after(*lease, covered_);
 }

@@ -55,7 +55,7 @@ class MetaStore::Impl {
   std::string ledger_id;
 
  private:
-  static thread_local Call* innermost_;
+  static thread_local Call* innermost;
 
   [[nodiscard]] const Call* own_call() const;
   void check_owner() const;
@@ -65,7 +65,7 @@ class MetaStore::Impl {
   std::filesystem::path root_;
   pid_t owner_;
   const system::Clock* clock_;
-  bool keep_entries_;
+  bool keep_entries_ = true;
   std::unique_ptr<Database> database_;
   std::unique_ptr<Outlet> outlet_;
 
@@ -75,7 +75,7 @@ class MetaStore::Impl {
   enum class State : std::uint8_t { kOpen, kClosing, kClosed } state_ = State::kOpen;
 };
 
-thread_local MetaStore::Impl::Call* MetaStore::Impl::innermost_ = nullptr;
+thread_local MetaStore::Impl::Call* MetaStore::Impl::innermost = nullptr;
 
 namespace {
 
@@ -124,24 +124,24 @@ void abandon_inherited(const std::filesystem::path& root) {
 
 }  // namespace
 
-MetaStore::Impl::Call::Call(Impl& impl) : impl_(impl), outer_(innermost_) {
+MetaStore::Impl::Call::Call(Impl& impl) : impl_(impl), outer_(innermost) {
   impl.check_owner();
   const std::lock_guard lock(impl.mutex_);
   if (impl.state_ == State::kClosed || (impl.state_ == State::kClosing && impl.own_call() == nullptr))
     impl.refuse("closed");
   ++impl.calls_;
-  innermost_ = this;
+  innermost = this;
 }
 
 MetaStore::Impl::Call::~Call() {
-  innermost_ = outer_;
+  innermost = outer_;
   if (impl_.is_inherited()) return;  // the body of a transaction forked, and this is the child
   const std::lock_guard lock(impl_.mutex_);
   if (--impl_.calls_ == 0) impl_.idle_.notify_all();
 }
 
 const MetaStore::Impl::Call* MetaStore::Impl::own_call() const {
-  const Call* call = innermost_;
+  const Call* call = innermost;
   while (call != nullptr && &call->impl_ != this) call = call->outer_;
   return call;
 }
@@ -159,8 +159,7 @@ MetaStore::Impl::Impl(Options options)
     : recorder(std::move(options.recorder)),
       root_(std::filesystem::absolute(options.root)),
       owner_(::getpid()),
-      clock_(options.clock == nullptr ? &system::system_clock() : options.clock),
-      keep_entries_(true) {
+      clock_(options.clock == nullptr ? &system::system_clock() : options.clock) {
   const auto wanted = checked_labels(std::move(options.metered_labels));
   if (!recorder) recorder = std::make_shared<metering::NopRecorder>();
   keep_entries_ = dynamic_cast<metering::NopRecorder*>(recorder.get()) == nullptr;
@@ -228,6 +227,7 @@ void MetaStore::Impl::transact(const std::function<void(Transaction&)>& body) {
     after_body();
     // Die before it: nothing happened. Die after it: the transition stands, and the next drain tells the recorder.
     done = transaction.commit();
+    if (!done.rows.empty()) outlet_->committed(std::move(done.rows));
   }
   if (done.last_seq != 0)
     outlet_->deliver(done.last_seq);

@@ -5,9 +5,11 @@
 #include <cstdint>
 #include <filesystem>
 #include <memory>
+#include <vector>
 
 #include "cocoon/metering/recorder.h"
 #include "cocoon/store/database.h"
+#include "cocoon/store/outbox.h"
 
 namespace cocoon::store {
 
@@ -17,6 +19,10 @@ class Outlet {
   virtual ~Outlet() = default;
   Outlet(const Outlet&) = delete;
   Outlet& operator=(const Outlet&) = delete;
+
+  // Right after a commit, in seq order: what it put into the outbox. Saves reading it back, where nobody else drains.
+  // Requires the store's lock.
+  virtual void committed(std::vector<OutboxRow> /*rows*/) {}
 
   // After a commit whose last entry is `through` (0: whatever is there, on open).
   // Durable  on return, what committed before the call survives a power cut, whether or not the recorder took it.

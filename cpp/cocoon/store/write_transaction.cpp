@@ -8,6 +8,11 @@
 #include "cocoon/error.h"
 
 namespace cocoon::store {
+namespace {
+
+constexpr std::size_t kUsualLine = 384;
+
+}  // namespace
 
 WriteTransaction::WriteTransaction(Connection& connection, const system::Clock& clock, bool keep_entries)
     : connection_(connection), use_(connection), keep_entries_(keep_entries) {
@@ -83,10 +88,13 @@ void WriteTransaction::append(const std::vector<metering::Entry>& entries) {
       if (entry.seq != next_seq_)
         throw Error(fmt::format("append entry: its seq is {}, the next one of this node is {}",
                                 entry.seq ? std::to_string(*entry.seq) : "absent", next_seq_));
-      scratch_.seq = next_seq_;
-      scratch_.line.clear();
-      metering::append_json(entry, scratch_.line);
-      if (keep_entries_) insert_row(connection_, scratch_);
+      OutboxRow row{.seq = next_seq_, .line = {}};
+      row.line.reserve(kUsualLine);
+      metering::append_json(entry, row.line);
+      if (keep_entries_) {
+        insert_row(connection_, row);
+        result_.rows.push_back(std::move(row));
+      }
       result_.changed = true;
       result_.last_seq = next_seq_++;
     }
@@ -98,7 +106,7 @@ WriteTransaction::Result WriteTransaction::commit() {
   return guarded([&] {
     Query(connection_, "COMMIT").run();
     open_ = false;
-    return result_;
+    return std::move(result_);
   });
 }
 

@@ -35,6 +35,7 @@ class WriteTransaction final : public Transaction {
   struct Result {
     bool changed = false;        // any record or entry
     std::uint64_t last_seq = 0;  // of its entries; 0 if it has none
+    std::vector<OutboxRow> rows;
   };
   // Durable  not yet: the drain syncs.
   // Errors   StoreError; nothing of it remains.
@@ -67,7 +68,6 @@ class WriteTransaction final : public Transaction {
   std::uint64_t next_seq_ = 0;
   Result result_;
   std::vector<Loaded> loaded_;
-  OutboxRow scratch_;
 };
 
 }  // namespace cocoon::store
