@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <condition_variable>
 #include <exception>
 #include <iterator>
 #include <mutex>
@@ -66,6 +67,12 @@ class LedgerDrain final : public Outlet {
   bool alone_ = false;         // nobody else has drained since we last did
   std::string lines_;
 
+  class Turn;
+  std::mutex turn_mutex_;
+  std::condition_variable turn_over_;
+  bool draining_ = false;
+  std::uint64_t served_ = 0;  // up to here a drain of this process found or made it durable
+
   std::mutex fresh_mutex_;
   std::vector<OutboxRow> fresh_;  // consecutive, committed by this process, as far as they fit
 
@@ -91,12 +98,49 @@ std::vector<OutboxRow> LedgerDrain::next_rows_locked(Connection& connection) {
   return rows_after(connection, covered_);
 }
 
+// One drain at a time within the process too: whoever comes meanwhile is most often served by it, and then never
+// touches the ledger's lock.
+class LedgerDrain::Turn {
+ public:
+  Turn(LedgerDrain& drain, std::uint64_t through) : drain_(drain) {
+    std::unique_lock lock(drain_.turn_mutex_);
+    drain_.turn_over_.wait(lock, [&] { return !drain_.draining_ || served(through); });
+    mine_ = !served(through);
+    if (mine_) drain_.draining_ = true;
+  }
+  ~Turn() {
+    if (!mine_) return;
+    {
+      const std::lock_guard lock(drain_.turn_mutex_);
+      drain_.draining_ = false;
+      drain_.served_ = std::max(drain_.served_, covered_);
+    }
+    drain_.turn_over_.notify_all();
+  }
+  Turn(const Turn&) = delete;
+  Turn& operator=(const Turn&) = delete;
+
+  // False: another thread's drain has covered it.
+  [[nodiscard]] bool mine() const { return mine_; }
+  void covered(std::uint64_t seq) { covered_ = seq; }
+
+ private:
+  [[nodiscard]] bool served(std::uint64_t through) const { return through != 0 && drain_.served_ >= through; }
+
+  LedgerDrain& drain_;
+  bool mine_ = false;
+  std::uint64_t covered_ = 0;
+};
+
 void LedgerDrain::deliver(std::uint64_t through) {
+  Turn turn(*this, through);
+  if (!turn.mine()) return;
   auto durable = Durable::kNo;
   try {
     const HeldLock lock(database_.ledger_lock());
     const auto lease = database_.drainer();
     drain_locked(lock, *lease, through, durable);
+    turn.covered(covered_);
     warned_ = false;
   } catch (const std::exception& error) {
     if (durable == Durable::kFailed) throw;

@@ -22,6 +22,7 @@ class Outlet {
 
   // Right after a commit, in seq order: what it put into the outbox. Saves reading it back, where nobody else drains.
   // Requires the store's lock.
+  // NOLINTNEXTLINE(performance-unnecessary-value-param): those that keep them move them out
   virtual void committed(std::vector<OutboxRow> /*rows*/) {}
 
   // After a commit whose last entry is `through` (0: whatever is there, on open).
