@@ -8,7 +8,7 @@
 #include <array>
 #include <cerrno>
 #include <filesystem>
-#include <regex>
+#include <string_view>
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
@@ -38,6 +38,16 @@ void check_plain(std::string_view what, std::string_view value) {
 void check_range(std::string_view what, std::int64_t value, std::int64_t least, std::int64_t most) {
   if (value < least || value > most)
     throw InvalidArgument(fmt::format("{}: {} is out of range, allowed: {} to {}", what, value, least, most));
+}
+
+bool is_name(std::string_view name) {
+  constexpr std::size_t kLongest = 63;
+  const auto is_alphanumeric = [](char c) {
+    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9');
+  };
+  return !name.empty() && name.size() <= kLongest && is_alphanumeric(name.front()) &&
+         std::all_of(name.begin(), name.end(),
+                     [&](char c) { return is_alphanumeric(c) || c == '.' || c == '_' || c == '-'; });
 }
 
 // An existing regular file that may be read, by its absolute path.
@@ -103,8 +113,7 @@ void check(const DiskSpec& disk) {
 }
 
 void check(const VmSpec& spec) {
-  static const std::regex name_form("^[a-zA-Z0-9][a-zA-Z0-9._-]{0,62}$");
-  if (!std::regex_match(spec.name, name_form))
+  if (!is_name(spec.name))
     throw InvalidArgument(fmt::format(
         "name: '{}', allowed: 1 to 63 letters, digits, '.', '_' or '-', beginning with a letter or digit", spec.name));
   if (spec.cpu) check_range("cpu", *spec.cpu, 1, kMaxCpu);
