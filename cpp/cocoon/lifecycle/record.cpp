@@ -70,6 +70,7 @@ void read_value(JsonReader& in, std::map<std::string, std::string>& value) {
     std::string text;
     in.read_string(text);
     if (!value.emplace(key, std::move(text)).second) in.fail("the field is there twice");
+    scope.between();  // `key` ends here
   }
 }
 
