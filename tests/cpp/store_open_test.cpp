@@ -106,6 +106,7 @@ TEST_F(StoreOpenTest, ARootThatIsAFile) {
   write_file(root, "");
   EXPECT_TRUE(contains(error_of_opening(), "StoreError: open node " + root.string() + ": Not a directory"));
   fs::remove(root);
+  root = root.parent_path();  // so that it is removed too
 }
 
 TEST_F(StoreOpenTest, ADatabaseThatIsNone) {
