@@ -294,6 +294,45 @@ TEST_F(StoreCommitTest, AChildForkedMeanwhileKeepsNoLock) {
   other.join();
 }
 
+// Nor an open file by which its parent takes a lock later, and dies with it.
+TEST_F(StoreCommitTest, AChildDoesNotInheritTheLocksOfAParentThatDies) {
+  int pipe[2];
+  ASSERT_EQ(::pipe(pipe), 0);
+  Child parent([&] {
+    const auto store = open();
+    transition(*store, "aaaa1");
+    const pid_t grandchild = ::fork();
+    if (grandchild == 0) {
+      ::pause();
+      ::_exit(0);
+    }
+    if (::write(pipe[1], &grandchild, sizeof grandchild) != sizeof grandchild) return 2;
+    store->transact([](Transaction&) { ::kill(::getpid(), SIGKILL); });
+    return 3;
+  });
+  pid_t grandchild = -1;
+  ASSERT_EQ(::read(pipe[0], &grandchild, sizeof grandchild), static_cast<ssize_t>(sizeof grandchild));
+  EXPECT_EQ(parent.wait(), 128 + SIGKILL);
+  // In a process of its own: if the lock is not free, it never comes back.
+  Child other([&] {
+    transition(*open(), "aaaa1");
+    return 0;
+  });
+  siginfo_t ended{};
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+  while (ended.si_pid == 0 && std::chrono::steady_clock::now() < deadline) {
+    ASSERT_EQ(::waitid(P_PID, static_cast<id_t>(other.pid()), &ended, WEXITED | WNOHANG | WNOWAIT), 0);
+    std::this_thread::yield();
+  }
+  EXPECT_EQ(ended.si_pid, other.pid()) << "it waits for a lock that nobody holds";
+  if (ended.si_pid != 0) {
+    EXPECT_EQ(other.wait(), 0);
+  }
+  ::kill(grandchild, SIGKILL);
+  ::close(pipe[0]);
+  ::close(pipe[1]);
+}
+
 TEST_F(StoreCommitTest, ClosedIsClosed) {
   const auto store = open();
   transition(*store, "aaaa1");

@@ -43,8 +43,8 @@ TEST_F(StoreOpenTest, MakesEverythingPrivate) {
   EXPECT_EQ(mode_of(node), 0700U);
   EXPECT_EQ(mode_of(node / "db"), 0700U);
   EXPECT_EQ(mode_of(node / "l"), 0750U);
-  for (const char* name :
-       {"db/meta.db", "db/meta.db-wal", "db/meta.db-shm", "db/store.lock", "db/ledger.lock", "l/ledger.jsonl"})
+  for (const char* name : {"db/meta.db", "db/meta.db-wal", "db/meta.db-shm", "db/store.lock", "db/ledger.lock",
+                           "db/ledger.note", "l/ledger.jsonl"})
     EXPECT_EQ(mode_of(node / name), 0600U) << name;
 }
 

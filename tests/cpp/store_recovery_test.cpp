@@ -267,6 +267,24 @@ TEST_F(StoreRecoveryTest, RowsOfACrashedProcessComeBeforeTheOpenersOwn) {
   EXPECT_EQ(ledger_seqs(), count_up(4));
 }
 
+TEST_F(StoreRecoveryTest, ANewDatabaseBesideAnOldLedgerAndItsNote) {
+  const auto drain_twice = [&](const std::string& vm) {  // two processes in turn leave notes
+    const auto one = open();
+    Child child([&] {
+      transition(*open(), vm);
+      return 0;
+    });
+    EXPECT_EQ(child.wait(), 0);
+    transition(*one, vm);
+    transition(*one, vm);
+  };
+  drain_twice("aaaa1");
+  ASSERT_TRUE(fs::exists(root / "db" / "ledger.note"));
+  fs::remove(root / "db" / "meta.db");
+  drain_twice("bbbb1");
+  EXPECT_EQ(ledger_seqs(), (std::vector<std::uint64_t>{1, 2, 3, 1, 2, 3}));
+}
+
 TEST_F(StoreRecoveryTest, ManyRowsAreComparedInBatches) {
   in_dying_process(
       [](MetaStore& store) {

@@ -265,8 +265,8 @@ void LedgerFile::write_end(std::string_view bytes) {
     }
     written += static_cast<std::size_t>(got);
   }
-  // Not state_.size + written: with O_APPEND the offset says where the bytes went.
-  state_.size = static_cast<std::uint64_t>(::lseek(fd_, 0, SEEK_CUR));
+  // If somebody without the lock wrote in between, the next refresh() finds the file longer than this.
+  state_.size += written;
 }
 
 void LedgerFile::append(std::string_view lines, std::uint64_t last_seq) {

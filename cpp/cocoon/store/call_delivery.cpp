@@ -2,8 +2,6 @@
 // crash, in seq order, from one thread at a time, outside every transaction and with no mutex held; the ledger's flock
 // keeps other processes away meanwhile.
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <atomic>
 #include <condition_variable>
@@ -27,7 +25,7 @@ namespace {
 class CallDelivery final : public Outlet {
  public:
   CallDelivery(Database& database, metering::Recorder& recorder)
-      : database_(database), recorder_(recorder), owner_(::getpid()) {}
+      : database_(database), recorder_(recorder), owner_(process_generation()) {}
 
   void deliver(std::uint64_t through) override;
   void flush() override;
@@ -42,7 +40,7 @@ class CallDelivery final : public Outlet {
 
   Database& database_;
   metering::Recorder& recorder_;
-  pid_t owner_;
+  std::uint64_t owner_;
   std::atomic<std::uint64_t> synced_{0};  // rows up to here are durable in the database
 
   std::mutex mutex_;
@@ -80,7 +78,7 @@ void CallDelivery::deliver(std::uint64_t through) {
   }
   become_deliverer(lock);
   const auto failure = deliver_all(lock);
-  if (::getpid() != owner_) std::rethrow_exception(failure);
+  if (process_generation() != owner_) std::rethrow_exception(failure);
   if (!failure) {
     warned_ = false;
   } else if (!warned_) {
@@ -116,7 +114,7 @@ std::exception_ptr CallDelivery::deliver_all(std::unique_lock<std::mutex>& lock)
 
 // Until the outbox is empty.
 void CallDelivery::deliver_once() {
-  const HeldLock lock(database_.ledger_lock());
+  const LockFile::Held lock(database_.ledger_lock());
   for (;;) {
     std::uint64_t given = 0;
     std::vector<OutboxRow> rows;
@@ -143,7 +141,7 @@ void CallDelivery::deliver_once() {
         break;
       }
       // The parent's call goes on; in this process the database is not to be touched.
-      if (::getpid() != owner_)
+      if (process_generation() != owner_)
         throw StoreError("deliver ledger entries: the process forked inside the recorder's emit",
                          database_.path().string());
       taken = row.seq;

@@ -1,7 +1,6 @@
 #include "cocoon/store/database.h"
 
 #include <fcntl.h>
-#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -13,6 +12,7 @@
 
 #include "cocoon/error.h"
 #include "cocoon/store/schema.h"
+#include "cocoon/system/file.h"
 
 namespace cocoon::store {
 namespace {
@@ -49,21 +49,11 @@ void make_database_file(const fs::path& path) {
 
 }  // namespace
 
-HeldLock::HeldLock(const fs::path& path) : lock_(system::FileLock::acquire(path)), owner_(::getpid()) {}
-
-HeldLock::~HeldLock() {
-  if (is_ours()) ::flock(lock_.fd(), LOCK_UN);
-}
-
-bool HeldLock::is_ours() const { return ::getpid() == owner_; }
-
-Database::Database(const fs::path& root) {
-  const auto folder = prepare_folder(root);
-  path_ = folder / "meta.db";
-  store_lock_ = folder / "store.lock";
-  ledger_lock_ = folder / "ledger.lock";
-
-  const HeldLock lock(store_lock_);
+Database::Database(const fs::path& root)
+    : path_(prepare_folder(root) / "meta.db"),
+      store_lock_(path_.parent_path() / "store.lock"),
+      ledger_lock_(path_.parent_path() / "ledger.lock") {
+  const LockFile::Held lock(store_lock_);
   make_database_file(path_);
   write_ = std::make_unique<Connection>(path_, Connection::Mode::kWrite);
   // Die inside: an empty database, or one of the older version; the next opener does it again.
@@ -74,7 +64,7 @@ Database::Database(const fs::path& root) {
   wal_.reset(::open(wal_path.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW));
   if (!wal_) fail("open database journal", wal_path, errno);
   if (changed) sync_wal();
-  system::sync_dir(folder);  // the WAL's name: SQLite syncs what is in it only
+  system::sync_dir(path_.parent_path());  // the WAL's name: SQLite syncs what is in it only
   drain_ = std::make_unique<Connection>(path_, Connection::Mode::kRead);
 }
 

@@ -1,9 +1,7 @@
 #pragma once
 // The node's database as its users share it: one connection to write, one for the drain, a few to read, and the locks
-// around them. An flock queues processes and threads alike; the mutex behind it is never contended and is there so that
-// the order is one the C++ memory model (and a thread sanitizer) can see.
-
-#include <sys/types.h>
+// around them. A LockFile queues processes and threads alike; the mutex behind it is never contended and is there so
+// that the order is one the C++ memory model (and a thread sanitizer) can see.
 
 #include <condition_variable>
 #include <cstdint>
@@ -13,28 +11,10 @@
 #include <vector>
 
 #include "cocoon/store/connection.h"
+#include "cocoon/store/lock_file.h"
 #include "cocoon/system/fd.h"
-#include "cocoon/system/file.h"
 
 namespace cocoon::store {
-
-// An flock that is given back by name when it goes: a child forked meanwhile shares the open file, and by closing alone
-// the lock would stay with it. In that child it does nothing.
-class HeldLock {
- public:
-  explicit HeldLock(const std::filesystem::path& path);
-  ~HeldLock();
-  HeldLock(const HeldLock&) = delete;
-  HeldLock& operator=(const HeldLock&) = delete;
-
-  [[nodiscard]] int fd() const { return lock_.fd(); }
-  // Not in a child that was forked meanwhile.
-  [[nodiscard]] bool is_ours() const;
-
- private:
-  system::FileLock lock_;
-  pid_t owner_;
-};
 
 class Database {
  public:
@@ -46,7 +26,8 @@ class Database {
   Database& operator=(const Database&) = delete;
 
   [[nodiscard]] const std::filesystem::path& path() const { return path_; }
-  [[nodiscard]] const std::filesystem::path& ledger_lock() const { return ledger_lock_; }
+  [[nodiscard]] LockFile& ledger_lock() { return ledger_lock_; }
+  [[nodiscard]] std::filesystem::path ledger_note() const { return path_.parent_path() / "ledger.note"; }
 
   // A connection and the right to use it.
   class Lease {
@@ -74,7 +55,7 @@ class Database {
 
    private:
     Database& database_;
-    HeldLock lock_;
+    LockFile::Held lock_;
     Lease lease_;
   };
 
@@ -109,8 +90,8 @@ class Database {
   void give_reader(std::unique_ptr<Connection> connection) noexcept;
 
   std::filesystem::path path_;
-  std::filesystem::path store_lock_;
-  std::filesystem::path ledger_lock_;
+  LockFile store_lock_;
+  LockFile ledger_lock_;
 
   std::mutex write_mutex_;
   std::unique_ptr<Connection> write_;

@@ -1,6 +1,7 @@
 // The drain into a ledger file, which is the group commit: steps 2 and 3 of docs/ledger.md, "Commit protocol", and the
 // recovery that makes a crash at any point of them harmless.
 
+#include <fcntl.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -26,7 +27,10 @@ namespace {
 class LedgerDrain final : public Outlet {
  public:
   LedgerDrain(Database& database, const std::filesystem::path& ledger, std::size_t prune_every)
-      : database_(database), file_(ledger), prune_every_(std::max<std::size_t>(prune_every, 1)) {}
+      : database_(database),
+        note_(::open(database.ledger_note().c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600)),
+        file_(ledger),
+        prune_every_(std::max<std::size_t>(prune_every, 1)) {}
 
   void committed(std::vector<OutboxRow> rows) override;
   void deliver(std::uint64_t through) override;
@@ -37,18 +41,19 @@ class LedgerDrain final : public Outlet {
   // Whether what committed before this drain is on the disk.
   enum class Durable : std::uint8_t { kNo, kFailed, kYes };
 
-  // What a drain leaves for the next one in the lock's own file. Never synced: it is believed only by processes that
-  // recovered since the machine started, and only about the very file it speaks of.
+  // What a drain leaves for those of other processes, in <root>/db/ledger.note. Never synced: it is believed only by
+  // processes that recovered since the machine started, and only about the very file and size it speaks of.
   struct Note {
     metering::LedgerFile::State file;
     std::uint64_t covered = 0;
   };
 
-  void drain_locked(const HeldLock& lock, Connection& connection, std::uint64_t through, Durable& durable);
+  void drain_locked(Connection& connection, std::uint64_t through, Durable& durable);
   std::vector<OutboxRow> next_rows_locked(Connection& connection);
-  void locate_locked(const HeldLock& lock, Connection& connection);
-  bool follow_locked(const HeldLock& lock, Connection& connection);
-  void leave_note_locked(const HeldLock& lock) const;
+  void locate_locked(Connection& connection);
+  bool follow_locked(Connection& connection);
+  [[nodiscard]] bool noted_locked(std::uint64_t through) const;
+  void leave_note_locked();
   void recover_locked(Connection& connection);
   std::uint64_t last_seq_locked(const Given& given);
   bool prune_due_locked(Connection& connection);
@@ -58,6 +63,7 @@ class LedgerDrain final : public Outlet {
   Database& database_;
 
   // Under the ledger's lock and the drain's lease.
+  system::Fd note_;
   metering::LedgerFile file_;
   std::size_t prune_every_;
   bool known_ = false;         // covered_ is true of the file as we left it
@@ -137,9 +143,11 @@ void LedgerDrain::deliver(std::uint64_t through) {
   if (!turn.mine()) return;
   auto durable = Durable::kNo;
   try {
-    const HeldLock lock(database_.ledger_lock());
+    LockFile::Held lock(database_.ledger_lock(), LockFile::Held::Unchecked{});
     const auto lease = database_.drainer();
-    drain_locked(lock, *lease, through, durable);
+    if (through != 0 && noted_locked(through)) return;  // the usual case where many processes wait for one sync
+    lock.ensure_named();
+    drain_locked(*lease, through, durable);
     turn.covered(covered_);
     warned_ = false;
   } catch (const std::exception& error) {
@@ -150,8 +158,8 @@ void LedgerDrain::deliver(std::uint64_t through) {
   if (durable == Durable::kNo) database_.sync_wal();
 }
 
-void LedgerDrain::drain_locked(const HeldLock& lock, Connection& connection, std::uint64_t through, Durable& durable) {
-  locate_locked(lock, connection);
+void LedgerDrain::drain_locked(Connection& connection, std::uint64_t through, Durable& durable) {
+  locate_locked(connection);
   if (through != 0 && covered_ >= through) {
     durable = Durable::kYes;  // somebody's drain read our rows, so its sync came after our commit
     return;
@@ -170,28 +178,28 @@ void LedgerDrain::drain_locked(const HeldLock& lock, Connection& connection, std
     for (const auto& row : rows) (lines_ += row.line) += '\n';
     file_.append(lines_, rows.back().seq);
     covered_ = rows.back().seq;
-    leave_note_locked(lock);
+    if (!alone_) leave_note_locked();
     // 4. Prune. Die before it: recovery finds rows that the ledger holds, and leaves them to the next prune.
     if (prune_due_locked(connection)) prune_locked();
   } while (through == 0 || covered_ < through);
 }
 
 // Finds out how far the ledger is.
-void LedgerDrain::locate_locked(const HeldLock& lock, Connection& connection) {
+void LedgerDrain::locate_locked(Connection& connection) {
   const bool changed = file_.refresh();
   const bool was_known = std::exchange(known_, false);
   alone_ = !changed;
   if (changed || !was_known) {
-    const bool followed = was_known && file_.grew() && follow_locked(lock, connection);
+    const bool followed = was_known && file_.grew() && follow_locked(connection);
     if (!followed) recover_locked(connection);
   }
   known_ = true;
 }
 
 // Another process appended to the file as we left it. False: not as a drain does, it has to be looked at closely.
-bool LedgerDrain::follow_locked(const HeldLock& lock, Connection& connection) {
+bool LedgerDrain::follow_locked(Connection& connection) {
   Note note;
-  const bool read = ::pread(lock.fd(), &note, sizeof note, 0) == static_cast<ssize_t>(sizeof note);
+  const bool read = ::pread(note_.get(), &note, sizeof note, 0) == static_cast<ssize_t>(sizeof note);
   if (read && note.file == file_.state() && note.covered >= covered_) {
     covered_ = note.covered;
     return true;
@@ -203,10 +211,17 @@ bool LedgerDrain::follow_locked(const HeldLock& lock, Connection& connection) {
   return true;
 }
 
-// Without it the next drain reads the ledger's tail and asks the database.
-void LedgerDrain::leave_note_locked(const HeldLock& lock) const {
+// Another process's drain has covered it, and so its sync came after that commit.
+bool LedgerDrain::noted_locked(std::uint64_t through) const {
+  Note note;
+  return known_ && ::pread(note_.get(), &note, sizeof note, 0) == static_cast<ssize_t>(sizeof note) &&
+         note.covered >= through && note.file.device == file_.state().device && note.file.inode == file_.state().inode;
+}
+
+// Without it the next drain of another process reads the ledger's tail and asks the database.
+void LedgerDrain::leave_note_locked() {
   const Note note{.file = file_.state(), .covered = covered_};
-  static_cast<void>(::pwrite(lock.fd(), &note, sizeof note, 0) > 0);
+  if (::pwrite(note_.get(), &note, sizeof note, 0) != static_cast<ssize_t>(sizeof note)) note_.reset();
 }
 
 std::uint64_t LedgerDrain::last_seq_locked(const Given& given) {
@@ -244,6 +259,7 @@ void LedgerDrain::recover_locked(Connection& connection) {
   distrust_ = false;
   pruned_ = given.pruned;
   covered_ = tail.covered;
+  leave_note_locked();  // what a note says from before, of another database perhaps, is nothing to believe
 }
 
 bool LedgerDrain::prune_due_locked(Connection& connection) {
@@ -268,20 +284,20 @@ void LedgerDrain::prune_locked() {
 }
 
 void LedgerDrain::flush() {
-  const HeldLock lock(database_.ledger_lock());
+  const LockFile::Held lock(database_.ledger_lock());
   const auto lease = database_.drainer();
   auto durable = Durable::kNo;
-  drain_locked(lock, *lease, 0, durable);
+  drain_locked(*lease, 0, durable);
   pruned_ = pruned_through(*lease);
   prune_locked();
   warned_ = false;
 }
 
 std::uint64_t LedgerDrain::pending() {
-  const HeldLock lock(database_.ledger_lock());
+  const LockFile::Held lock(database_.ledger_lock());
   const auto lease = database_.drainer();
   try {
-    locate_locked(lock, *lease);
+    locate_locked(*lease);
   } catch (const LedgerError& error) {
     warn_once(error.what());  // what we knew last counts
   }

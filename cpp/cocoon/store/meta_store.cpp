@@ -1,7 +1,5 @@
 #include "cocoon/store/meta_store.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <condition_variable>
 #include <mutex>
@@ -45,7 +43,7 @@ class MetaStore::Impl {
 
   void transact(const std::function<void(Transaction&)>& body);
   void close();
-  [[nodiscard]] bool is_inherited() const { return ::getpid() != owner_; }
+  [[nodiscard]] bool is_inherited() const { return process_generation() != owner_; }
   [[nodiscard]] Database& database() { return *database_; }
   [[nodiscard]] Outlet& outlet() { return *outlet_; }
 
@@ -63,7 +61,7 @@ class MetaStore::Impl {
   void read_meta(const std::vector<std::string>& wanted_labels);
 
   std::filesystem::path root_;
-  pid_t owner_;
+  std::uint64_t owner_;
   const system::Clock* clock_;
   bool keep_entries_ = true;
   std::unique_ptr<Database> database_;
@@ -83,7 +81,7 @@ namespace {
 // take the locks its parent holds on them for its own. Never destroyed, for threads that outlive main().
 struct OpenDatabases {
   struct Item {
-    pid_t owner;
+    std::uint64_t owner;
     Database* database;
   };
   std::mutex mutex;
@@ -98,7 +96,7 @@ OpenDatabases& open_databases() {
 void add_open(Database* database) {
   auto& all = open_databases();
   const std::lock_guard lock(all.mutex);
-  all.items.push_back({::getpid(), database});
+  all.items.push_back({process_generation(), database});
 }
 
 void remove_open(Database* database) {
@@ -111,7 +109,7 @@ void abandon_inherited(const std::filesystem::path& root) {
   auto& all = open_databases();
   const std::lock_guard lock(all.mutex);
   std::erase_if(all.items, [&](const auto& item) {
-    if (item.owner == ::getpid() || item.database->abandon()) return item.owner != ::getpid();
+    if (item.owner == process_generation() || item.database->abandon()) return item.owner != process_generation();
     std::error_code unknown;
     if (std::filesystem::equivalent(item.database->path(), root / "db" / "meta.db", unknown))
       throw StoreError(fmt::format("open node {}: this process was forked while another thread used the node; make "
@@ -158,7 +156,7 @@ void MetaStore::Impl::check_owner() const {
 MetaStore::Impl::Impl(Options options)
     : recorder(std::move(options.recorder)),
       root_(std::filesystem::absolute(options.root)),
-      owner_(::getpid()),
+      owner_(process_generation()),
       clock_(options.clock == nullptr ? &system::system_clock() : options.clock) {
   const auto wanted = checked_labels(std::move(options.metered_labels));
   if (!recorder) recorder = std::make_shared<metering::NopRecorder>();

@@ -5,6 +5,7 @@
 //   <root>/db/meta.db      SQLite, WAL. Nobody but SQLite opens it.
 //   <root>/db/store.lock   flock: one writer at a time, queued by the kernel
 //   <root>/db/ledger.lock  flock: one drain at a time
+//   <root>/db/ledger.note  how far the last drain came; only saves time
 //
 // Lock order: ledger.lock, then store.lock. A transaction never waits for the ledger's lock.
 // Durable  transact() returns once the change and its entries survive a power cut.
