@@ -11,6 +11,7 @@
 
 #include <array>
 #include <atomic>
+#include <functional>
 #include <memory>
 #include <random>
 #include <string>
@@ -65,14 +66,19 @@ std::unique_ptr<store::MetaStore> open_node(const fs::path& root) {
       .root = root, .recorder = std::make_shared<metering::FileRecorder>(root / "metering" / "ledger.jsonl")});
 }
 
-// Makes `count` VMs; returns their ids.
+const lifecycle::ProcessIdentity kProcess{.pid = 4242, .start_ticks = 123456, .boot_id = "0badcafe"};
+
+// Makes `count` running VMs; returns their ids.
 std::vector<std::string> populate(store::MetaStore& node, int count) {
   std::vector<std::string> ids;
   node.transact([&](store::Transaction& transaction) {
+    const auto& moment = transaction.moment();
+    const lifecycle::Context context{
+        .now = {.wall_ns = moment.wall_ns, .uptime_ns = moment.uptime_ns, .boot_id = moment.boot_id}, .next_seq = 1};
     for (int i = 0; i < count; ++i) {
-      const auto vm = sample_vm(i);
-      transaction.put(store::Table::kVm, to_row(vm));
-      ids.push_back(vm.id);
+      const auto outcome = lifecycle::apply(sample_vm(i), lifecycle::MarkStarted{.process = kProcess}, context);
+      transaction.put(store::Table::kVm, to_row(outcome.record.value()));
+      ids.push_back(outcome.record->id);
     }
   });
   return ids;
@@ -88,76 +94,82 @@ void transition(store::MetaStore& node, const std::string& id) {
         .next_seq = transaction.next_seq(),
         .metered_labels = &node.metered_labels()};
     lifecycle::VmEvent event = lifecycle::MarkStopped{};
-    if (vm->state != lifecycle::VmState::kRunning)
-      event = lifecycle::MarkStarted{
-          .process = lifecycle::ProcessIdentity{.pid = 4242, .start_ticks = 123456, .boot_id = moment.boot_id}};
+    if (vm->state != lifecycle::VmState::kRunning) event = lifecycle::MarkStarted{.process = kProcess};
     const auto outcome = lifecycle::apply(vm, event, context);
     transaction.put(store::Table::kVm, to_row(outcome.record.value()));
     transaction.append(outcome.entries);
   });
 }
 
-std::vector<bench::Row> resident_vms(const bench::Folder& folder, int samples) {
-  struct Node {
-    int count;
-    std::unique_ptr<store::MetaStore> store;
-    std::vector<std::string> ids;
-    std::vector<double> times;
-  };
-  std::vector<Node> nodes;
-  for (const int count : {1, 1'000, 10'000, 100'000}) {
-    auto node = open_node(folder / fmt::format("resident-{}", count));
-    auto ids = populate(*node, count);
-    nodes.push_back({.count = count, .store = std::move(node), .ids = std::move(ids), .times = {}});
+// Runs the actions in turn, in blocks: in turn, so that a slow moment of the disk meets all of them alike; in blocks,
+// so that each has its own data at hand, as it has in a process of its own. Returns the times of each. The first two
+// blocks warm up.
+std::vector<std::vector<double>> in_turn(const std::vector<std::function<void()>>& actions, int samples) {
+  constexpr int kBlock = 20;
+  std::vector<std::vector<double>> times(actions.size());
+  const int blocks = std::max(1, samples / kBlock);
+  for (int block = -2; block < blocks; ++block) {
+    for (std::size_t which = 0; which < actions.size(); ++which) {
+      for (int i = 0; i < kBlock; ++i) {
+        const auto start = Clock::now();
+        actions[which]();
+        if (block >= 0) times[which].push_back(bench::microseconds_since(start));
+      }
+    }
   }
+  return times;
+}
+
+void show_times(const std::string& what, const std::vector<double>& times) {
+  fmt::print(stderr, "{:<28} {:>9.1f} {:>9.1f} {:>9.1f}\n", what, bench::median(times), bench::quantile(times, 0.9),
+             bench::quantile(times, 0.99));
+}
+
+// One VM against the plain file.
+bench::Row alone(const bench::Folder& folder, int samples) {
+  const auto node = open_node(folder / "alone");
+  const auto id = populate(*node, 1).front();
   const int fd = ::open((folder / "plain").c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
   if (fd < 0) throw std::runtime_error("cannot make the plain file");
   const std::string line(300, 'x');
-  std::vector<double> plain;
-  std::mt19937_64 random(1);
-  // Interleaved, so that a slow moment of the disk meets all of them alike; in blocks, so that each runs with its own
-  // data at hand, as it does in a process of its own. The first two blocks warm up.
-  constexpr int kBlock = 20;
-  const int blocks = std::max(1, samples / kBlock);
-  const auto timed = [](std::vector<double>& times, bool counts, const auto& action) {
-    for (int i = 0; i < kBlock; ++i) {
-      const auto start = Clock::now();
-      action();
-      if (counts) times.push_back(bench::microseconds_since(start));
-    }
+  const auto append = [&] {
+    if (::write(fd, line.data(), line.size()) < 0 || ::fdatasync(fd) != 0) throw std::runtime_error("plain file");
   };
-  for (int block = -2; block < blocks; ++block) {
-    timed(plain, block >= 0, [&] {
-      if (::write(fd, line.data(), line.size()) < 0 || ::fdatasync(fd) != 0) throw std::runtime_error("plain file");
-    });
-    for (auto& node : nodes)
-      timed(node.times, block >= 0, [&] { transition(*node.store, node.ids[random() % node.ids.size()]); });
-  }
+  const auto times = in_turn({append, [&] { transition(*node, id); }}, samples);
   ::close(fd);
+  fmt::print(stderr, "\n{:<28} {:>9} {:>9} {:>9}\n", "", "p50 us", "p90 us", "p99 us");
+  show_times("append 300 B + fdatasync", times[0]);
+  show_times("transition", times[1]);
+  return {.what = "durable transition, 1 resident VM",
+          .unit = "us",
+          .value = bench::median(times[1]),
+          .baseline = bench::median(times[0]),
+          .against = "append + fdatasync",
+          .limit = 1.2};
+}
 
-  fmt::print(stderr, "{:<28} {:>9} {:>9} {:>9}\n", "", "p50 us", "p90 us", "p99 us");
-  const auto show = [](const std::string& what, const std::vector<double>& times) {
-    fmt::print(stderr, "{:<28} {:>9.1f} {:>9.1f} {:>9.1f}\n", what, bench::median(times), bench::quantile(times, 0.9),
-               bench::quantile(times, 0.99));
-  };
-  show("append 300 B + fdatasync", plain);
-  for (const auto& node : nodes) show(fmt::format("transition, {} VMs", node.count), node.times);
-
+// Any of many VMs against the only one.
+std::vector<bench::Row> resident_vms(const bench::Folder& folder, int samples) {
+  constexpr std::array kCounts = {1, 1'000, 10'000, 100'000};
+  std::mt19937_64 random(1);
+  std::vector<std::function<void()>> actions;
+  for (const int count : kCounts) {
+    const std::shared_ptr node = open_node(folder / fmt::format("resident-{}", count));
+    actions.emplace_back(
+        [node, ids = populate(*node, count), &random] { transition(*node, ids[random() % ids.size()]); });
+  }
+  const auto times = in_turn(actions, samples);
   std::vector<bench::Row> rows;
-  const double alone = bench::median(nodes.front().times);
-  rows.push_back({.what = "durable transition, 1 resident VM",
-                  .unit = "us",
-                  .value = alone,
-                  .baseline = bench::median(plain),
-                  .against = "append + fdatasync",
-                  .limit = 1.2});
-  for (std::size_t i = 1; i < nodes.size(); ++i)
-    rows.push_back({.what = fmt::format("the same, {} resident VMs", nodes[i].count),
+  for (std::size_t i = 0; i < kCounts.size(); ++i) {
+    show_times(fmt::format("transition, {} VMs", kCounts.at(i)), times[i]);
+    if (i == 0) continue;
+    rows.push_back({.what = fmt::format("the same, {} resident VMs", kCounts.at(i)),
                     .unit = "us",
-                    .value = bench::median(nodes[i].times),
-                    .baseline = alone,
+                    .value = bench::median(times[i]),
+                    .baseline = bench::median(times[0]),
                     .against = "at 1 VM",
                     .limit = 1.3});
+  }
   return rows;
 }
 
@@ -285,9 +297,11 @@ int main(int count, char** values) {
     return std::stoi(bench::argument(count, values, name, fallback));
   };
   // Processes are forked before this one opens anything.
-  auto rows = concurrency(folder, number("--per-worker", "400"), number("--rounds", "5"));
+  const auto together = concurrency(folder, number("--per-worker", "400"), number("--rounds", "5"));
+  std::vector rows = {alone(folder, number("--samples", "1000"))};
   const auto resident = resident_vms(folder, number("--samples", "1000"));
-  rows.insert(rows.begin(), resident.begin(), resident.end());
+  rows.insert(rows.end(), resident.begin(), resident.end());
+  rows.insert(rows.end(), together.begin(), together.end());
   bench::report(rows);
   return 0;
 }
