@@ -1,5 +1,6 @@
 #include "cocoon/lifecycle/record.h"
 
+#include <algorithm>
 #include <array>
 #include <charconv>
 #include <concepts>
@@ -295,6 +296,7 @@ struct Fields<SnapshotRecord> {
       make_field<&T::storage_bytes, T>("storage_bytes", kOptional),
       make_field<&T::size_bytes, T>("size_bytes", kOptional),
       make_field<&T::pending, T>("pending", kRequired),
+      make_field<&T::kept, T>("kept", kOptional),
       make_field<&T::generation, T>("generation", kRequired),
       make_field<&T::created_at_ns, T>("created_at_ns", kRequired),
       make_field<&T::storage_interval, T>("storage_interval", kOptional),
@@ -385,6 +387,19 @@ metering::Shape shape_of(const VmConfig& config) {
     if (disk.role == "data" && !disk.readonly) add(shape.storage_bytes, disk.size_bytes);
   }
   return shape;
+}
+
+void check_name(std::string_view name) {
+  constexpr std::size_t kLongest = 63;
+  const auto is_alphanumeric = [](char c) {
+    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9');
+  };
+  if (!name.empty() && name.size() <= kLongest && is_alphanumeric(name.front()) &&
+      std::all_of(name.begin(), name.end(),
+                  [&](char c) { return is_alphanumeric(c) || c == '.' || c == '_' || c == '-'; }))
+    return;
+  throw InvalidArgument(fmt::format(
+      "name: '{}', allowed: 1 to 63 letters, digits, '.', '_' or '-', beginning with a letter or digit", name));
 }
 
 std::string to_document(const VmRecord& record) { return write_document(record); }

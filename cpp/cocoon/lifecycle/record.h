@@ -98,6 +98,7 @@ struct SnapshotRecord {
   std::int64_t storage_bytes = 0;
   std::int64_t size_bytes = 0;  // logical bytes of its data files
   bool pending = true;
+  bool kept = false;  // holds a hibernated VM's memory
   std::int64_t generation = 0;
   std::int64_t created_at_ns = 0;
   std::uint64_t storage_interval = 0;
@@ -128,6 +129,9 @@ inline constexpr const char* kSavedVmFile = "vm.json";
 // What a VM of this configuration is billed for: its own disk and its writable data disks, logical bytes.
 // Errors   InvalidArgument: a negative number, or a sum beyond 2^63 - 1.
 metering::Shape shape_of(const VmConfig& config);
+
+// The rule for names of VMs and snapshots: ^[a-zA-Z0-9][a-zA-Z0-9._-]{0,62}$. Errors InvalidArgument.
+void check_name(std::string_view name);
 
 // Errors   InvalidArgument: more than 64 labels, a key not of 1 to 63 bytes, a value over 256 bytes, text that is not
 //          UTF-8 or has control characters.
