@@ -22,7 +22,7 @@ VmView Backend::clone(std::string_view snapshot, const VmSpec& spec, system::Can
   vm.hypervisor = std::string(hypervisor());
   vm.run_dir = (node_->run_dir() / hypervisor() / id).string();
   vm.log_dir = (node_->log_dir() / hypervisor() / id).string();
-  vm.config = clone_config(spec, saved, use.record().vm_id.empty(), vm.run_dir);
+  vm.config = clone_config(spec, saved, vm.run_dir);
   driver_->check(vm.config);
   driver_->check_saved(saved, binary());
 

@@ -24,6 +24,7 @@ using nlohmann::ordered_json;
 
 constexpr std::size_t kMaxText = 1 << 20;
 constexpr std::size_t kMaxDisks = 256;
+constexpr std::size_t kMaxStateFiles = 256;
 constexpr std::size_t kMaxString = 4096;
 constexpr std::int64_t kMaxNumber = std::int64_t{1} << 60;
 constexpr std::int64_t kEnvelopeVersion = 1;
@@ -154,6 +155,24 @@ DiskMetadata parse_disk(const Reader& in, const system::Path& folder) {
   return disk;
 }
 
+// What the VMM wrote, and what its driver must know of it.
+void parse_state(const Reader& in, Metadata& metadata) {
+  if (const auto* files = in.find("state_files"); files != nullptr) {
+    if (!files->is_array() || files->size() > kMaxStateFiles)
+      in.fail("state_files", fmt::format("expected an array of at most {} files", kMaxStateFiles));
+    for (const auto& file : *files) {
+      const auto one = in.inside(file, fmt::format("state_files[{}]", metadata.state_files.size()));
+      auto name = one.text("path");
+      if (!is_plain(name)) one.fail("path", fmt::format("{}, allowed: a plain name", quote(name)));
+      metadata.state_files.push_back({.name = std::move(name), .size_bytes = one.number("size")});
+    }
+  }
+  if (const auto* facts = in.find("vmm"); facts != nullptr) {
+    const auto inside = in.inside(*facts, "vmm");
+    for (const auto& fact : facts->items()) metadata.facts[fact.key()] = inside.text(fact.key().c_str());
+  }
+}
+
 void put_text(ordered_json& out, const char* key, const std::string& value) {
   if (!value.empty()) out[key] = value;
 }
@@ -216,6 +235,9 @@ std::string to_json(const Metadata& metadata) {
   put_text(out, "vmm_version", metadata.vmm_version);
   put_text(out, "machine", metadata.machine);
   put_text(out, "accelerator", metadata.accelerator);
+  for (const auto& file : metadata.state_files)
+    out["state_files"].push_back({{"path", file.name}, {"size", file.size_bytes}});
+  if (!metadata.facts.empty()) out["vmm"] = metadata.facts;
   return out.dump() + "\n";
 }
 
@@ -237,6 +259,7 @@ Metadata parse_metadata(std::string_view text, const system::Path& folder) {
     metadata.firmware = inside.text("firmware_path");
     metadata.cmdline = inside.text("cmdline");
   }
+  parse_state(in, metadata);
   const auto* disks = in.find("storage_configs");
   if (disks == nullptr || disks->is_null()) return metadata;
   if (!disks->is_array() || disks->size() > kMaxDisks)

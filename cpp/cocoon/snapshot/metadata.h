@@ -8,6 +8,7 @@
 // are ignored. Errors   CorruptSnapshot naming file and key, unless said otherwise.
 
 #include <cstdint>
+#include <map>
 #include <optional>
 #include <span>
 #include <string>
@@ -45,7 +46,9 @@ struct Metadata {
   std::string initrd;
   std::string firmware;
   std::string cmdline;
-  std::vector<DiskMetadata> disks;  // in the order in which the machine has them
+  std::vector<DiskMetadata> disks;                // in the order in which the machine has them
+  std::vector<lifecycle::SavedFile> state_files;  // the VMM's, beside the disks
+  std::map<std::string, std::string> facts;       // the driver's own
   bool operator==(const Metadata&) const = default;
 };
 

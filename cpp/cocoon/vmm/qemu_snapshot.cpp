@@ -32,7 +32,8 @@ using system::Cancel;
 using system::Path;
 
 constexpr const char* kMemoryFile = "memory";
-constexpr const char* kFdName = "cocoon-state";  // of the descriptor, within the session
+constexpr const char* kDescription = "cocoon.json";  // whom to blame for what `saved` says
+constexpr const char* kFdName = "cocoon-state";      // of the descriptor, within the session
 // Without it QEMU keeps to 128 MiB/s, which it also does while the guest stands still.
 constexpr std::int64_t kNoLimit = std::int64_t{1} << 50;
 constexpr milliseconds kPoll{1};
@@ -64,7 +65,7 @@ const std::string& fact(const Saved& saved, const char* name) {
   const auto found = saved.vm.facts.find(name);
   if (found == saved.vm.facts.end()) {
     throw CorruptSnapshot(fmt::format("{}: it says nothing of its {}", saved.dir.string(), name), saved.dir.string(),
-                          lifecycle::kSavedVmFile);
+                          kDescription);
   }
   return found->second;
 }
@@ -176,7 +177,7 @@ void Qemu::check_saved(const Saved& saved, const Path& binary) const {
                           saved.dir.string(), member);
   };
   if (!is_saved_machine(machine, saved.vm.config)) {
-    corrupt(lifecycle::kSavedVmFile,
+    corrupt(kDescription,
             fmt::format("machine '{}' is none that a VM of machine '{}' ever had", machine, saved.vm.config.machine));
   }
   const std::string here = version(binary);
@@ -189,10 +190,10 @@ void Qemu::check_saved(const Saved& saved, const Path& binary) const {
       refuse(fmt::format("its guest ran on the processor '{}'", cpu), "'" + host_cpu() + "'");
     }
   } else if (accelerator != "tcg") {
-    corrupt(lifecycle::kSavedVmFile, fmt::format("accelerator '{}', allowed: kvm, tcg", accelerator));
+    corrupt(kDescription, fmt::format("accelerator '{}', allowed: kvm, tcg", accelerator));
   }
   if (saved.vm.state_files.size() != 1 || saved.vm.state_files.front().name != kMemoryFile) {
-    corrupt(lifecycle::kSavedVmFile, fmt::format("its state is not one file '{}'", kMemoryFile));
+    corrupt(kDescription, fmt::format("its state is not one file '{}'", kMemoryFile));
   }
   std::ifstream stream(saved.dir / kMemoryFile, std::ios::binary);
   std::array<char, kStreamBegin.size()> begin{};
