@@ -110,6 +110,22 @@ TEST_F(StoreConcurrencyTest, EightThreadsAndARecorderThatIsCalled) {
   EXPECT_EQ(store->pending(), 0U);
 }
 
+TEST_F(StoreConcurrencyTest, LockFilesThatSomebodyRemovesAreMadeAgain) {
+  const auto one = open(16);
+  const auto two = open(16);
+  const auto work = [](MetaStore& store, const char* vm) {
+    for (int n = 0; n < 40; ++n) transition(store, vm);
+  };
+  for (int round = 0; round < 3; ++round) {
+    std::thread other([&] { work(*two, "vm-2"); });
+    work(*one, "vm-1");
+    other.join();
+    fs::remove(root / "db" / "store.lock");
+    fs::rename(root / "db" / "ledger.note", root / "db" / "ledger.lock");  // and one that is replaced
+  }
+  EXPECT_EQ(ledger_seqs(), count_up(240));
+}
+
 TEST_F(StoreConcurrencyTest, ManyReadersBesideAWriter) {
   const auto store = open();
   transition(*store, "vm-1");
