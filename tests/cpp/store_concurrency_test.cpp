@@ -1,6 +1,7 @@
 // Many threads and many processes on one root.
 
 #include <atomic>
+#include <fstream>
 #include <map>
 #include <thread>
 
@@ -121,7 +122,8 @@ TEST_F(StoreConcurrencyTest, LockFilesThatSomebodyRemovesAreMadeAgain) {
     work(*one, "vm-1");
     other.join();
     fs::remove(root / "db" / "store.lock");
-    fs::rename(root / "db" / "ledger.note", root / "db" / "ledger.lock");  // and one that is replaced
+    std::ofstream(root / "db" / "other").close();
+    fs::rename(root / "db" / "other", root / "db" / "ledger.lock");  // and one that is replaced
   }
   EXPECT_EQ(ledger_seqs(), count_up(240));
 }
