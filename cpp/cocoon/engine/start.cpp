@@ -97,7 +97,7 @@ system::ProcessIdentity Backend::launch(const VmRecord& vm, system::Cancel& canc
   remove_runtime_files(vm);
   system::remove_file(run_dir / kExitFile);
   rotate_log(driver_->log(vm));
-  rotate_log(driver_->console_log(vm));
+  if (const auto printed = driver_->console_log(vm)) rotate_log(*printed);
 
   const auto command = driver_->command(vm, program);
   system::SpawnSpec spec;
@@ -106,6 +106,9 @@ system::ProcessIdentity Backend::launch(const VmRecord& vm, system::Cancel& canc
   spec.environment.insert(spec.environment.end(), command.environment.begin(), command.environment.end());
   spec.working_dir = run_dir;
   spec.output = driver_->log(vm);
+  spec.stdin_fd = command.input.get();
+  spec.stdout_fd = command.output.get();
+  for (const auto& fd : command.passed) spec.pass_fds.push_back(fd.get());
   spec.exit_file = run_dir / kExitFile;
   spec.network_namespace = vm.config.network_namespace;
   // Held by us until the VMM has inherited it, then by the VMM alone.
