@@ -219,7 +219,8 @@ void bind_backend(BackendClass& backend) {
                            }).string());
           },
           "ref"_a,
-          "The guest's serial console while it runs: a UNIX socket, or (firecracker) a fifo that takes the input while\n"
+          "The guest's serial console while it runs: a UNIX socket, or (firecracker) a fifo that takes the input "
+          "while\n"
           "console_log_path has the output.")
       .def(
           "console_log_path",

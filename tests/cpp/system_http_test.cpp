@@ -121,8 +121,8 @@ TEST_F(HttpTest, RequestIsPlainAndAConnectionServesSeveral) {
 }
 
 TEST_F(HttpTest, AnErrorIsAnAnswerAndItsConnectionIsNotUsedAgain) {
-  const Server server(path_, {answer("HTTP/1.1 400 \r\nContent-Length: 3\r\n\r\nno\n"),
-                              answer("HTTP/1.1 204 \r\n\r\n")});
+  const Server server(path_,
+                      {answer("HTTP/1.1 400 \r\nContent-Length: 3\r\n\r\nno\n"), answer("HTTP/1.1 204 \r\n\r\n")});
   HttpSession session(path_, kMaxBody, kPatience, cancel_);
   const HttpAnswer refused = session.request("PUT", "/x", "{");
   EXPECT_EQ(refused.status, 400);
@@ -132,7 +132,9 @@ TEST_F(HttpTest, AnErrorIsAnAnswerAndItsConnectionIsNotUsedAgain) {
 
 TEST_F(HttpTest, AFullServerIsAskedAgain) {
   const auto full = [](int fd) {
-    say(fd, "HTTP/1.1 503 \r\nConnection: close\r\nContent-Length: 40\r\n\r\n{ \"error\": \"Too many open connections\" }\n");
+    say(fd,
+        "HTTP/1.1 503 \r\nConnection: close\r\nContent-Length: 40\r\n\r\n{ \"error\": \"Too many open connections\" "
+        "}\n");
   };
   // It closes before it reads: whoever speaks too late gets EPIPE, and must find the 503 all the same.
   const Server server(path_, {full, full, full, answer("HTTP/1.1 200 \r\nContent-Length: 2\r\n\r\n{}")});

@@ -100,9 +100,9 @@ TEST_P(RestDriverTest, RefusesWhatItCannotDoByNameValueAndWhatIsAllowed) {
             "memory: 67112960 bytes, allowed for " + name + ": whole MiB, at least 32");
   EXPECT_EQ(with([](VmConfig& c) { c.mem_bytes = 16 << 20; }),
             "memory: 16777216 bytes, allowed for " + name + ": whole MiB, at least 32");
-  EXPECT_EQ(with([](VmConfig& c) { c.accelerator = "tcg"; }),
-            "accelerator: 'tcg', allowed for " + name + ": kvm");
-  EXPECT_NE(with([](VmConfig& c) { c.machine = "q35"; }).find("machine: 'q35', allowed for " + name), std::string::npos);
+  EXPECT_EQ(with([](VmConfig& c) { c.accelerator = "tcg"; }), "accelerator: 'tcg', allowed for " + name + ": kvm");
+  EXPECT_NE(with([](VmConfig& c) { c.machine = "q35"; }).find("machine: 'q35', allowed for " + name),
+            std::string::npos);
   EXPECT_NE(with([](VmConfig& c) { c.kernel = "/none"; }).find("kernel: '/none'"), std::string::npos);
   EXPECT_NE(with([](VmConfig& c) { c.cmdline = std::string(2048, 'x'); }).find("cmdline: 2048 bytes, at most "),
             std::string::npos);
@@ -211,9 +211,8 @@ TEST_P(RestDriverTest, AVmmThatHangsIsATimeoutAndCanBeGivenUp) {
   over.set_value();
 }
 
-INSTANTIATE_TEST_SUITE_P(All, RestDriverTest, ::testing::Values("firecracker", "cloud-hypervisor"), [](const auto& i) {
-  return i.param == "firecracker" ? "Firecracker" : "CloudHypervisor";
-});
+INSTANTIATE_TEST_SUITE_P(All, RestDriverTest, ::testing::Values("firecracker", "cloud-hypervisor"),
+                         [](const auto& i) { return i.param == "firecracker" ? "Firecracker" : "CloudHypervisor"; });
 
 class FirecrackerTest : public RestDriverTest {};
 class CloudHypervisorTest : public RestDriverTest {};
@@ -292,7 +291,8 @@ TEST_P(CloudHypervisorTest, FirmwareTakesNoKernelLine) {
   vm_.config.machine = "firmware";
   EXPECT_EQ(refusal(vm_.config), "");
   vm_.config.cmdline = "quiet";
-  EXPECT_EQ(refusal(vm_.config), "cmdline: 'quiet', allowed with machine 'firmware': none, the firmware finds them on a disk");
+  EXPECT_EQ(refusal(vm_.config),
+            "cmdline: 'quiet', allowed with machine 'firmware': none, the firmware finds them on a disk");
 }
 
 }  // namespace

@@ -117,7 +117,9 @@ TEST_P(RealRestVmmTest, AsManyDisksAndAsLongALineAsAreAllowed) {
     const bool own = i == 1;
     config.disks.push_back({.path = disk(own ? vmm_->run_file("cow.raw") : vmm_->dir_.path() / std::to_string(i)),
                             .readonly = i == 0,
-                            .role = own ? "cow" : i == 0 ? "layer" : "data"});
+                            .role = own      ? "cow"
+                                    : i == 0 ? "layer"
+                                             : "data"});
   }
   config.cmdline = "";
   std::size_t length = 2047;
@@ -175,9 +177,8 @@ TEST_P(RealRestVmmTest, WhatItRefusesIsAnErrorInItsOwnWords) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(All, RealRestVmmTest, ::testing::Values("firecracker", "cloud-hypervisor"), [](const auto& i) {
-  return i.param == "firecracker" ? "Firecracker" : "CloudHypervisor";
-});
+INSTANTIATE_TEST_SUITE_P(All, RealRestVmmTest, ::testing::Values("firecracker", "cloud-hypervisor"),
+                         [](const auto& i) { return i.param == "firecracker" ? "Firecracker" : "CloudHypervisor"; });
 
 class RealCloudHypervisorTest : public RealRestVmmTest {};
 INSTANTIATE_TEST_SUITE_P(Only, RealCloudHypervisorTest, ::testing::Values("cloud-hypervisor"));

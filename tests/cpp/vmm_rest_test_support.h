@@ -1,5 +1,6 @@
 #pragma once
-// A REST server that does as it is told, and the real VMMs, for tests of the drivers of Firecracker and Cloud Hypervisor.
+// A REST server that does as it is told, and the real VMMs, for tests of the drivers of Firecracker and Cloud
+// Hypervisor.
 
 #include <fcntl.h>
 #include <sys/socket.h>
@@ -75,8 +76,10 @@ class FakeApi {
     std::string head;
     char c = 0;
     while (!head.ends_with("\r\n\r\n"))
-      if (::recv(fd, &c, 1, 0) != 1) return false;
-      else head += c;
+      if (::recv(fd, &c, 1, 0) != 1)
+        return false;
+      else
+        head += c;
     std::string body;
     if (const auto at = head.find("Content-Length: "); at != std::string::npos) {
       body.resize(std::stoul(head.substr(at + 16)));
@@ -188,7 +191,9 @@ class RealVmm {
   }
 
   bool alive() { return process_ && !process_->wait(std::chrono::milliseconds(0), cancel_); }
-  bool dies() { return process_->wait(kTimeout, cancel_) && eventually([&] { return exit().has_value(); }); }
+  bool dies() {
+    return process_->wait(kTimeout, cancel_) && eventually([&] { return exit().has_value(); });
+  }
   GuestState state() { return driver_->guest_state(vm_, kTimeout, cancel_); }
   [[nodiscard]] std::optional<system::ExitRecord> exit() const { return system::find_exit_record(run_file("exit")); }
   [[nodiscard]] system::Path run_file(std::string_view name) const { return system::Path(vm_.run_dir) / name; }

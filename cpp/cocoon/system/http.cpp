@@ -87,7 +87,8 @@ HttpAnswer HttpSession::request(std::string_view method, std::string_view target
   }
   std::string message = fmt::format("{} {} HTTP/1.1\r\n", method, target);
   if (message.size() > kMaxSentLine || target.find_first_of(" \r\n") != std::string_view::npos) {
-    throw InvalidArgument(fmt::format("{} {}: not a target of at most {} bytes", method, excerpt(target), kMaxSentLine));
+    throw InvalidArgument(
+        fmt::format("{} {}: not a target of at most {} bytes", method, excerpt(target), kMaxSentLine));
   }
   message += "Host: localhost\r\nAccept: application/json\r\n";
   if (!body.empty()) {

@@ -34,7 +34,7 @@ constexpr std::string_view kLog = "cloud-hypervisor.log";
 constexpr std::string_view kPassedSocket = "fd=4";  // Command::passed begins there
 
 constexpr std::int64_t kMaxCpus = 254;
-constexpr std::size_t kMaxDisks = 29;          // slots of its PCI bus, less bridge, rng and vsock
+constexpr std::size_t kMaxDisks = 29;           // slots of its PCI bus, less bridge, rng and vsock
 constexpr std::size_t kAddedCmdlineBytes = 16;  // what command_line() adds
 // It says 4 MiB, but a body of 500 KB is death by its own seccomp filter. A few KB is what we need.
 constexpr std::size_t kMaxBody = 100'000;
@@ -121,24 +121,23 @@ void CloudHypervisor::check(const VmConfig& config) const {
                         .disk_formats = kFormats,
                         .max_cmdline_bytes = kMaxCmdlineBytes - kAddedCmdlineBytes});
   if (!config.machine.empty() && (!config.initrd.empty() || !config.cmdline.empty())) {
-    throw InvalidArgument(
-        fmt::format("{}: '{}', allowed with machine 'firmware': none, the firmware finds them on a disk",
-                    config.initrd.empty() ? "cmdline" : "initrd",
-                    config.initrd.empty() ? config.cmdline : config.initrd));
+    throw InvalidArgument(fmt::format(
+        "{}: '{}', allowed with machine 'firmware': none, the firmware finds them on a disk",
+        config.initrd.empty() ? "cmdline" : "initrd", config.initrd.empty() ? config.cmdline : config.initrd));
   }
   const std::size_t bytes = to_json_text(vm_config(config, {})).size();
   if (bytes > kMaxBody) {
-    throw InvalidArgument(
-        fmt::format("disks: {} bytes of configuration, at most {} are allowed: shorter paths, or fewer disks", bytes,
-                    kMaxBody));
+    throw InvalidArgument(fmt::format(
+        "disks: {} bytes of configuration, at most {} are allowed: shorter paths, or fewer disks", bytes, kMaxBody));
   }
 }
 
 Command CloudHypervisor::command(const VmRecord& vm, const Path& binary) const {
   require_program_name(binary, program());
   if (vm.config.kernel.empty()) {
-    throw InvalidArgument("kernel: '', cloud-hypervisor has no firmware of its own: give a kernel, or a firmware and "
-                          "machine 'firmware'");
+    throw InvalidArgument(
+        "kernel: '', cloud-hypervisor has no firmware of its own: give a kernel, or a firmware and "
+        "machine 'firmware'");
   }
   Command command{.argv = {binary.string(), "--api-socket", std::string(kPassedSocket)}};
   // Bound by us: there is nothing to wait for, and nobody else can have it.

@@ -1,6 +1,6 @@
 #pragma once
-// Cloud Hypervisor as a driver: KVM only, kernel or firmware, virtio-pci. Control through its REST API, on a socket that
-// we bind and hand over; see its docs/api.md and vmm/src/api/openapi/cloud-hypervisor.yaml.
+// Cloud Hypervisor as a driver: KVM only, kernel or firmware, virtio-pci. Control through its REST API, on a socket
+// that we bind and hand over; see its docs/api.md and vmm/src/api/openapi/cloud-hypervisor.yaml.
 
 #include "cocoon/vmm/driver.h"
 

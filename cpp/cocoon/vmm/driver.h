@@ -75,8 +75,8 @@ class Driver {
   // Asks the guest to power off (ACPI button, Ctrl-Alt-Del); returns when it was asked.
   virtual void request_power_off(const lifecycle::VmRecord& vm, std::chrono::milliseconds timeout,
                                  system::Cancel& cancel) const = 0;
-  // Ends the VMM in its own orderly way (disks flushed); returns when it was asked. False: it knows of no such call, and
-  // SIGTERM is all there is.
+  // Ends the VMM in its own orderly way (disks flushed); returns when it was asked. False: it knows of no such call,
+  // and SIGTERM is all there is.
   virtual bool quit(const lifecycle::VmRecord& vm, std::chrono::milliseconds timeout, system::Cancel& cancel) const = 0;
 
  protected:

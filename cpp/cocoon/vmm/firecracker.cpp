@@ -40,12 +40,12 @@ constexpr std::int64_t kMiB = 1 << 20;
 constexpr std::int64_t kMaxCpus = 32;
 // Each device takes an interrupt, and there are 19: clock, generation id, vsock and entropy are others.
 constexpr std::size_t kMaxDisks = 15;
-constexpr std::size_t kOtherDevices = 2;             // vsock, entropy
-constexpr std::size_t kCmdlineBytesPerDevice = 40;   // " virtio_mmio.device=4K@0xc0001000:5", which it appends
-constexpr std::size_t kAddedCmdlineBytes = 60;       // " pci=off", which it appends, and what command_line() adds
-constexpr std::size_t kMaxBody = 51200;              // its --http-api-max-payload-size
+constexpr std::size_t kOtherDevices = 2;            // vsock, entropy
+constexpr std::size_t kCmdlineBytesPerDevice = 40;  // " virtio_mmio.device=4K@0xc0001000:5", which it appends
+constexpr std::size_t kAddedCmdlineBytes = 60;      // " pci=off", which it appends, and what command_line() adds
+constexpr std::size_t kMaxBody = 51200;             // its --http-api-max-payload-size
 constexpr std::size_t kMaxIdBytes = 64;
-constexpr std::uint32_t kGuestCid = 3;               // a host sees guests by their sockets: they may all have the same
+constexpr std::uint32_t kGuestCid = 3;  // a host sees guests by their sockets: they may all have the same
 constexpr std::array<std::string_view, 1> kFormats{"raw"};
 constexpr std::array<std::string_view, 1> kAccelerators{"kvm"};
 
@@ -53,10 +53,9 @@ Rest connect(const Path& socket, milliseconds timeout, Cancel& cancel) { return 
 
 // An id that it does not like is a panic, not an error.
 bool is_id(std::string_view id) {
-  return !id.empty() && id.size() <= kMaxIdBytes &&
-         std::all_of(id.begin(), id.end(), [](char c) {
-           return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '-';
-         });
+  return !id.empty() && id.size() <= kMaxIdBytes && std::all_of(id.begin(), id.end(), [](char c) {
+    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '-';
+  });
 }
 
 // The user's, and what lets a guest be heard, and its restart and its panic end the VMM rather than hang.
@@ -131,8 +130,8 @@ void Firecracker::check(const VmConfig& config) const {
   for (std::size_t i = 0; i < config.disks.size(); ++i) {
     const DiskConfig& disk = config.disks[i];
     if (disk.role != "cow" && !disk.serial.empty()) {
-      throw InvalidArgument(
-          fmt::format("disk {} serial: '{}', allowed for firecracker: none, its disks have no serials", i, disk.serial));
+      throw InvalidArgument(fmt::format(
+          "disk {} serial: '{}', allowed for firecracker: none, its disks have no serials", i, disk.serial));
     }
   }
   for (const Request& request : configuration(config, {})) static_cast<void>(to_json_text(request.body));
@@ -141,8 +140,8 @@ void Firecracker::check(const VmConfig& config) const {
 Command Firecracker::command(const VmRecord& vm, const Path& binary) const {
   require_program_name(binary, program());
   if (!is_id(vm.id)) {
-    throw InvalidArgument(fmt::format("id: '{}', allowed for firecracker: 1 to {} letters, digits or '-'", vm.id,
-                                      kMaxIdBytes));
+    throw InvalidArgument(
+        fmt::format("id: '{}', allowed for firecracker: 1 to {} letters, digits or '-'", vm.id, kMaxIdBytes));
   }
   if (vm.config.kernel.empty()) throw InvalidArgument("kernel: '', firecracker boots nothing else");
   // Its id first: owns() looks there. A log of its own, or it would log into the guest's console.
@@ -208,9 +207,8 @@ void Firecracker::resume(const VmRecord& vm, milliseconds timeout, Cancel& cance
 
 // Once for each attempt: it keeps the four bytes until the guest reads them, and has room for four times four.
 void Firecracker::request_power_off(const VmRecord& vm, milliseconds timeout, Cancel& cancel) const {
-  about("power off", vm, [&] {
-    connect(api_socket(vm), timeout, cancel).put("/actions", {{"action_type", "SendCtrlAltDel"}});
-  });
+  about("power off", vm,
+        [&] { connect(api_socket(vm), timeout, cancel).put("/actions", {{"action_type", "SendCtrlAltDel"}}); });
 }
 
 bool Firecracker::quit(const VmRecord&, milliseconds, Cancel&) const { return false; }

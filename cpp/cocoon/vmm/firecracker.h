@@ -1,6 +1,6 @@
 #pragma once
-// Firecracker as a driver: KVM only, one serial console, disks and a vsock on virtio-mmio. Control through its REST API,
-// see its docs/ and src/firecracker/swagger/firecracker.yaml.
+// Firecracker as a driver: KVM only, one serial console, disks and a vsock on virtio-mmio. Control through its REST
+// API, see its docs/ and src/firecracker/swagger/firecracker.yaml.
 
 #include "cocoon/vmm/driver.h"
 

@@ -124,9 +124,7 @@ Path Qemu::api_socket(const VmRecord& vm) const { return Path(vm.run_dir) / kQmp
 
 Path Qemu::console(const VmRecord& vm) const { return Path(vm.run_dir) / kConsoleSocket; }
 
-std::optional<Path> Qemu::console_log(const VmRecord& vm) const {
-  return Path(vm.log_dir) / kConsoleLog;
-}
+std::optional<Path> Qemu::console_log(const VmRecord& vm) const { return Path(vm.log_dir) / kConsoleLog; }
 
 std::optional<Path> Qemu::vsock(const VmRecord&) const { return std::nullopt; }
 

@@ -13,9 +13,9 @@ namespace cocoon::vmm {
 namespace {
 
 using nlohmann::json;
-using system::excerpt;
 using std::chrono::milliseconds;
 using std::chrono::steady_clock;
+using system::excerpt;
 
 constexpr std::size_t kMaxLineBytes = 1 << 20;  // the longest answer we ask for is a few hundred bytes
 

@@ -58,9 +58,8 @@ std::string to_json_text(const json& value) {
   try {
     return value.dump();
   } catch (const json::type_error&) {
-    throw InvalidArgument(
-        fmt::format("not UTF-8, as this hypervisor's API requires of every path and text: {}",
-                    excerpt(value.dump(-1, ' ', false, json::error_handler_t::replace))));
+    throw InvalidArgument(fmt::format("not UTF-8, as this hypervisor's API requires of every path and text: {}",
+                                      excerpt(value.dump(-1, ' ', false, json::error_handler_t::replace))));
   }
 }
 

@@ -42,8 +42,8 @@ std::string to_json_text(const nlohmann::json& value);
 // A text member of what a VMM answered. Errors VmmError: it is not there.
 std::string text_member(const nlohmann::json& object, const char* member);
 
-// Refuses a VMM older than "major.minor": what we send would be misunderstood, not refused. `version` is what it says of
-// itself, such as "1.17.0-dev". Errors VmmError.
+// Refuses a VMM older than "major.minor": what we send would be misunderstood, not refused. `version` is what it says
+// of itself, such as "1.17.0-dev". Errors VmmError.
 void require_version(std::string_view program, const std::string& version, int major, int minor);
 
 }  // namespace cocoon::vmm
