@@ -104,9 +104,9 @@ TEST_P(RealRestVmmTest, StartsAgainInTheFoldersOfARunThatWasKilled) {
     vmm_->boot();
     EXPECT_EQ(vmm_->state(), GuestState::kRunning);
     vmm_->end();
-    for (const std::string& name : vmm_->driver_->runtime_files()) {
-      EXPECT_TRUE(std::filesystem::exists(vmm_->run_file(name))) << name << " is what a killed one leaves behind";
-    }
+    EXPECT_TRUE(std::filesystem::is_socket(vmm_->driver_->api_socket(vmm_->vm_))) << "which a killed one leaves behind";
+    EXPECT_TRUE(std::filesystem::is_socket(*vmm_->driver_->vsock(vmm_->vm_)));
+    EXPECT_TRUE(std::filesystem::exists(vmm_->driver_->console(vmm_->vm_)));
   }
 }
 

@@ -156,10 +156,29 @@ class RealVmm {
   RealVmm& operator=(const RealVmm&) = delete;
 
   void launch() {
-    for (const std::string& name : driver_->runtime_files()) std::filesystem::remove(run_file(name));
-    std::filesystem::remove(run_file("exit"));
-    start(driver_->command(vm_, *find_vmm(driver_->program())));
+    clear();
+    start(driver_->command(vm_, binary()));
   }
+  void launch_saved(const Saved& saved) {
+    clear();
+    start(driver_->load_command(vm_, binary(), saved));
+  }
+  void load(const Saved& saved) { driver_->load(vm_, saved, kTimeout, cancel_); }
+  // Pauses, saves into a new folder and says what the engine would keep of it.
+  Saved save(const std::string& name) {
+    const system::Path dir = dir_.path() / name;
+    std::filesystem::create_directory(dir);
+    driver_->pause(vm_, kTimeout, cancel_);
+    SavedState state = driver_->save(vm_, dir, kTimeout, cancel_);
+    return {.dir = dir,
+            .vm = {.hypervisor = std::string(driver_->hypervisor()),
+                   .vmm_version = state.vmm_version,
+                   .config = vm_.config,
+                   .disk_files = {},
+                   .state_files = state.files,
+                   .facts = state.facts}};
+  }
+  [[nodiscard]] system::Path binary() const { return *find_vmm(driver_->program()); }
   void start(const Command& command) {
     system::SpawnSpec spec;
     spec.argv = command.argv;
@@ -188,6 +207,7 @@ class RealVmm {
     }
     process_.reset();
     lock_.reset();
+    console_.reset();
   }
 
   bool alive() { return process_ && !process_->wait(std::chrono::milliseconds(0), cancel_); }
@@ -226,6 +246,10 @@ class RealVmm {
   static constexpr std::chrono::milliseconds kTimeout{60'000};
 
  private:
+  void clear() {
+    for (const std::string& name : driver_->runtime_files()) std::filesystem::remove(run_file(name));
+    std::filesystem::remove(run_file("exit"));
+  }
   void attach() {
     if (!console_ && system::probe_socket(driver_->console(vm_), kTimeout) == system::SocketProbe::kLive)
       console_.emplace(system::UnixStream::connect(driver_->console(vm_), kTimeout));

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <cstdlib>
 #include <filesystem>
 
 #include <fmt/format.h>
@@ -38,15 +37,6 @@ void rotate_log(const system::Path& log) {
   old += ".1";
   if (::rename(log.c_str(), old.c_str()) != 0 && errno != ENOENT)
     throw StoreError(system_message("rename " + log.string(), errno), log.string(), errno);
-}
-
-// The short list of what a VMM may know of our environment.
-std::vector<std::string> base_environment() {
-  std::vector<std::string> environment;
-  for (const char* name : {"PATH", "TMPDIR", "LD_LIBRARY_PATH"})
-    if (const char* value = std::getenv(name)) environment.push_back(fmt::format("{}={}", name, value));
-  environment.emplace_back("LANG=C.UTF-8");
-  return environment;
 }
 
 }  // namespace
@@ -110,7 +100,7 @@ system::ProcessIdentity Backend::launch(const VmRecord& vm, system::Cancel& canc
   const auto command = driver_->command(vm, program);
   system::SpawnSpec spec;
   spec.argv = command.argv;
-  spec.environment = base_environment();
+  spec.environment = system::base_environment();
   spec.environment.insert(spec.environment.end(), command.environment.begin(), command.environment.end());
   spec.working_dir = run_dir;
   spec.output = driver_->log(vm);

@@ -88,6 +88,25 @@ void wait_ready(int fd, short events, steady_clock::time_point deadline, Cancel&
   }
 }
 
+// As send(2); `fd` goes along unless it is -1.
+ssize_t send_some(int socket, std::string_view bytes, int fd) {
+  iovec data{const_cast<char*>(bytes.data()), bytes.size()};
+  msghdr message{};
+  message.msg_iov = &data;
+  message.msg_iovlen = 1;
+  alignas(cmsghdr) std::array<char, CMSG_SPACE(sizeof fd)> rights{};
+  if (fd >= 0) {
+    message.msg_control = rights.data();
+    message.msg_controllen = rights.size();
+    cmsghdr* header = CMSG_FIRSTHDR(&message);
+    header->cmsg_level = SOL_SOCKET;
+    header->cmsg_type = SCM_RIGHTS;
+    header->cmsg_len = CMSG_LEN(sizeof fd);
+    std::memcpy(CMSG_DATA(header), &fd, sizeof fd);
+  }
+  return ::sendmsg(socket, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+}
+
 }  // namespace
 
 SocketProbe probe_socket(const Path& path, milliseconds timeout) {
@@ -124,11 +143,20 @@ UnixStream UnixStream::connect(const Path& path, milliseconds timeout) {
 }
 
 void UnixStream::send(std::string_view bytes, milliseconds timeout, Cancel& cancel) {
+  send_all(bytes, -1, timeout, cancel);
+}
+
+void UnixStream::send_with_fd(std::string_view bytes, int fd, milliseconds timeout, Cancel& cancel) {
+  send_all(bytes, fd, timeout, cancel);
+}
+
+void UnixStream::send_all(std::string_view bytes, int fd, milliseconds timeout, Cancel& cancel) {
   const auto deadline = steady_clock::now() + timeout;
   while (!bytes.empty()) {
-    const ssize_t n = ::send(fd_.get(), bytes.data(), bytes.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
+    const ssize_t n = send_some(fd_.get(), bytes, fd);
     if (n >= 0) {
       bytes.remove_prefix(static_cast<std::size_t>(n));
+      fd = -1;  // it went with the first byte
     } else if (errno == EAGAIN) {
       wait_ready(fd_.get(), POLLOUT, deadline, cancel, "send to the VMM");
     } else if (errno != EINTR) {

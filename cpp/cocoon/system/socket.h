@@ -30,6 +30,8 @@ class UnixStream {
 
   // Sends all of it. Errors VmmError: the peer closed. VmmTimeout.
   void send(std::string_view bytes, std::chrono::milliseconds timeout, Cancel& cancel);
+  // The same with a descriptor, which the peer gets one of its own of (SCM_RIGHTS). `fd` stays ours.
+  void send_with_fd(std::string_view bytes, int fd, std::chrono::milliseconds timeout, Cancel& cancel);
   // The next line without its '\n'; at most `max_bytes`. Errors VmmError: the peer closed, or the line is too long.
   std::string receive_line(std::chrono::milliseconds timeout, Cancel& cancel, std::size_t max_bytes = 1 << 20);
 
@@ -42,6 +44,7 @@ class UnixStream {
   explicit UnixStream(Fd fd) : fd_(std::move(fd)) {}
   // Waits for more and appends it to the buffer. Errors as above.
   void receive_more(std::chrono::steady_clock::time_point deadline, Cancel& cancel, const char* awaited);
+  void send_all(std::string_view bytes, int fd, std::chrono::milliseconds timeout, Cancel& cancel);
   Fd fd_;
   std::string buffer_;  // received, not yet returned
 };

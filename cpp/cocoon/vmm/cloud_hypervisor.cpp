@@ -8,7 +8,8 @@
 #include "cocoon/error.h"
 #include "cocoon/system/socket.h"
 #include "cocoon/vmm/about.h"
-#include "cocoon/vmm/rest.h"
+#include "cocoon/vmm/cloud_hypervisor_api.h"
+#include "cocoon/vmm/saved_checks.h"
 #include "cocoon/vmm/vm_config.h"
 
 namespace cocoon::vmm {
@@ -28,22 +29,16 @@ constexpr int kMinMajor = 51;
 
 // In the run dir, which is its working directory: a clone, in a run dir of its own, finds its own by the same names.
 constexpr std::string_view kApiSocket = "api.sock";
-constexpr std::string_view kConsoleSocket = "console.sock";
-constexpr std::string_view kVsockSocket = "vsock.uds";
 constexpr std::string_view kLog = "cloud-hypervisor.log";
 constexpr std::string_view kPassedSocket = "fd=4";  // Command::passed begins there
 
 constexpr std::int64_t kMaxCpus = 254;
 constexpr std::size_t kMaxDisks = 29;           // slots of its PCI bus, less bridge, rng and vsock
 constexpr std::size_t kAddedCmdlineBytes = 16;  // what command_line() adds
-// It says 4 MiB, but a body of 500 KB is death by its own seccomp filter. A few KB is what we need.
-constexpr std::size_t kMaxBody = 100'000;
-constexpr std::uint32_t kGuestCid = 3;  // a host sees guests by their sockets: they may all have the same
+constexpr std::uint32_t kGuestCid = 3;          // a host sees guests by their sockets: they may all have the same
 constexpr std::array<std::string_view, 2> kFormats{"raw", "qcow2"};
 constexpr std::array<std::string_view, 1> kAccelerators{"kvm"};
 constexpr std::array<std::string_view, 1> kMachines{"firmware"};
-
-Rest connect(const Path& socket, milliseconds timeout, Cancel& cancel) { return {socket, kMaxBody, timeout, cancel}; }
 
 std::string command_line(const VmConfig& config) {
   if (has_parameter(config.cmdline, "console")) return config.cmdline;
@@ -79,35 +74,9 @@ json vm_config(const VmConfig& config, const Path& run_dir) {
           {"memory", {{"size", config.mem_bytes}, {"shared", true}}},
           {"payload", payload(config)},
           {"disks", std::move(disks)},
-          {"vsock", {{"id", "vsock"}, {"cid", kGuestCid}, {"socket", kVsockSocket}}},
-          {"serial", {{"mode", "Socket"}, {"socket", kConsoleSocket}}},
+          {"vsock", {{"id", "vsock"}, {"cid", kGuestCid}, {"socket", kCloudHypervisorVsock}}},
+          {"serial", {{"mode", "Socket"}, {"socket", kCloudHypervisorConsole}}},
           {"console", {{"mode", "Off"}}}};  // virtio-console; left out it would be our terminal
-}
-
-// nullopt: it has no VM yet.
-std::optional<std::string> state_of(Rest& api) {
-  const auto info = api.find("/api/v1/vm.info");
-  if (!info) return std::nullopt;
-  return text_member(*info, "state");
-}
-
-GuestState meaning_of(const std::optional<std::string>& state) {
-  if (!state || state == "Created") return GuestState::kNotBooted;
-  if (state == "Running") return GuestState::kRunning;
-  if (state == "Paused" || state == "BreakPoint") return GuestState::kPaused;
-  if (state == "Shutdown") return GuestState::kEnded;
-  throw VmmError(fmt::format("its state is '{}', which is not known", *state), 0, *state);
-}
-
-[[noreturn]] void refuse(const std::optional<std::string>& state) {
-  throw VmmError(fmt::format("the guest is not running (Cloud Hypervisor says '{}')", state.value_or("no VM")), 0,
-                 state.value_or(""));
-}
-
-pid_t pid_of(const json& ping) {
-  const auto pid = ping.find("pid");
-  if (pid == ping.end() || !pid->is_number_integer()) throw VmmError("vmm.ping returned no pid", 0, ping.dump());
-  return pid->get<pid_t>();
 }
 
 }  // namespace
@@ -126,9 +95,10 @@ void CloudHypervisor::check(const VmConfig& config) const {
         config.initrd.empty() ? "cmdline" : "initrd", config.initrd.empty() ? config.cmdline : config.initrd));
   }
   const std::size_t bytes = to_json_text(vm_config(config, {})).size();
-  if (bytes > kMaxBody) {
-    throw InvalidArgument(fmt::format(
-        "disks: {} bytes of configuration, at most {} are allowed: shorter paths, or fewer disks", bytes, kMaxBody));
+  if (bytes > kMaxCloudHypervisorBody) {
+    throw InvalidArgument(
+        fmt::format("disks: {} bytes of configuration, at most {} are allowed: shorter paths, or fewer disks", bytes,
+                    kMaxCloudHypervisorBody));
   }
 }
 
@@ -145,18 +115,21 @@ Command CloudHypervisor::command(const VmRecord& vm, const Path& binary) const {
   return command;
 }
 
-// After kill -9 all of them are there, and each of the last two would be "address in use".
+// After kill -9 all of them are there, and the console's and the vsock's would be "address in use".
 std::vector<std::string> CloudHypervisor::runtime_files() const {
-  return {std::string(kApiSocket), std::string(kConsoleSocket), std::string(kVsockSocket)};
+  return {std::string(kApiSocket), std::string(kCloudHypervisorConsole), std::string(kCloudHypervisorVsock),
+          kBaseMemory};
 }
 
 Path CloudHypervisor::api_socket(const VmRecord& vm) const { return Path(vm.run_dir) / kApiSocket; }
 
-Path CloudHypervisor::console(const VmRecord& vm) const { return Path(vm.run_dir) / kConsoleSocket; }
+Path CloudHypervisor::console(const VmRecord& vm) const { return Path(vm.run_dir) / kCloudHypervisorConsole; }
 
 std::optional<Path> CloudHypervisor::console_log(const VmRecord&) const { return std::nullopt; }
 
-std::optional<Path> CloudHypervisor::vsock(const VmRecord& vm) const { return Path(vm.run_dir) / kVsockSocket; }
+std::optional<Path> CloudHypervisor::vsock(const VmRecord& vm) const {
+  return Path(vm.run_dir) / kCloudHypervisorVsock;
+}
 
 Path CloudHypervisor::log(const VmRecord& vm) const { return Path(vm.log_dir) / kLog; }
 
@@ -167,17 +140,23 @@ bool CloudHypervisor::owns(const system::ProcessInfo& process, std::string_view 
          argv[2] == kPassedSocket && run_dir.filename() == vm_id && works_in(process, run_dir);
 }
 
+std::string CloudHypervisor::check_new(Rest& api, const VmRecord& vm) const {
+  const json ping = api.get("/api/v1/vmm.ping");
+  const auto pid = ping.find("pid");
+  if (pid == ping.end() || !pid->is_number_integer()) throw VmmError("vmm.ping returned no pid", 0, ping.dump());
+  const auto process = system::find_process(pid->get<pid_t>());
+  if (!process || !owns(*process, vm.id, vm.run_dir)) {
+    throw VmmError(fmt::format("the Cloud Hypervisor at {} is not this VM's", api_socket(vm).string()), 0, ping.dump());
+  }
+  std::string version = text_member(ping, "version");
+  require_version("Cloud Hypervisor", version, kMinMajor, 0);
+  return version;
+}
+
 void CloudHypervisor::boot(const VmRecord& vm, milliseconds timeout, Cancel& cancel) const {
   about("boot", vm, [&] {
-    Rest api = connect(api_socket(vm), timeout, cancel);
-    const json ping = api.get("/api/v1/vmm.ping");
-    // Somebody else's at our socket must not be let run as this VM.
-    const auto process = system::find_process(pid_of(ping));
-    if (!process || !owns(*process, vm.id, vm.run_dir)) {
-      throw VmmError(fmt::format("the Cloud Hypervisor at {} is not this VM's", api_socket(vm).string()), 0,
-                     ping.dump());
-    }
-    require_version("Cloud Hypervisor", text_member(ping, "version"), kMinMajor, 0);
+    Rest api = connect_cloud_hypervisor(api_socket(vm), timeout, cancel);
+    check_new(api, vm);
     // The first only parses; nearly everything that can be wrong is said by the second.
     api.put("/api/v1/vm.create", vm_config(vm.config, vm.run_dir));
     api.put("/api/v1/vm.boot");
@@ -186,17 +165,17 @@ void CloudHypervisor::boot(const VmRecord& vm, milliseconds timeout, Cancel& can
 
 GuestState CloudHypervisor::guest_state(const VmRecord& vm, milliseconds timeout, Cancel& cancel) const {
   return about("state of", vm, [&] {
-    Rest api = connect(api_socket(vm), timeout, cancel);
-    return meaning_of(state_of(api));
+    Rest api = connect_cloud_hypervisor(api_socket(vm), timeout, cancel);
+    return cloud_hypervisor_state(ask_cloud_hypervisor(api));
   });
 }
 
 // A repeated one is an error there: so the state is asked for first.
 void CloudHypervisor::pause(const VmRecord& vm, milliseconds timeout, Cancel& cancel) const {
   about("pause", vm, [&] {
-    Rest api = connect(api_socket(vm), timeout, cancel);
-    const auto state = state_of(api);
-    switch (meaning_of(state)) {
+    Rest api = connect_cloud_hypervisor(api_socket(vm), timeout, cancel);
+    const auto state = ask_cloud_hypervisor(api);
+    switch (cloud_hypervisor_state(state)) {
       case GuestState::kRunning:
         api.put("/api/v1/vm.pause");
         return;
@@ -204,16 +183,16 @@ void CloudHypervisor::pause(const VmRecord& vm, milliseconds timeout, Cancel& ca
         return;
       case GuestState::kNotBooted:
       case GuestState::kEnded:
-        refuse(state);
+        refuse_idle_cloud_hypervisor(state);
     }
   });
 }
 
 void CloudHypervisor::resume(const VmRecord& vm, milliseconds timeout, Cancel& cancel) const {
   about("resume", vm, [&] {
-    Rest api = connect(api_socket(vm), timeout, cancel);
-    const auto state = state_of(api);
-    switch (meaning_of(state)) {
+    Rest api = connect_cloud_hypervisor(api_socket(vm), timeout, cancel);
+    const auto state = ask_cloud_hypervisor(api);
+    switch (cloud_hypervisor_state(state)) {
       case GuestState::kPaused:
         api.put("/api/v1/vm.resume");
         return;
@@ -221,17 +200,18 @@ void CloudHypervisor::resume(const VmRecord& vm, milliseconds timeout, Cancel& c
         return;
       case GuestState::kNotBooted:
       case GuestState::kEnded:
-        refuse(state);
+        refuse_idle_cloud_hypervisor(state);
     }
   });
 }
 
 void CloudHypervisor::request_power_off(const VmRecord& vm, milliseconds timeout, Cancel& cancel) const {
-  about("power off", vm, [&] { connect(api_socket(vm), timeout, cancel).put("/api/v1/vm.power-button"); });
+  about("power off", vm,
+        [&] { connect_cloud_hypervisor(api_socket(vm), timeout, cancel).put("/api/v1/vm.power-button"); });
 }
 
 bool CloudHypervisor::quit(const VmRecord& vm, milliseconds timeout, Cancel& cancel) const {
-  about("quit", vm, [&] { connect(api_socket(vm), timeout, cancel).put("/api/v1/vmm.shutdown"); });
+  about("quit", vm, [&] { connect_cloud_hypervisor(api_socket(vm), timeout, cancel).put("/api/v1/vmm.shutdown"); });
   return true;
 }
 

@@ -6,6 +6,8 @@
 
 namespace cocoon::vmm {
 
+class Rest;
+
 class CloudHypervisor final : public Driver {
  public:
   [[nodiscard]] std::string_view hypervisor() const override { return "cloud-hypervisor"; }
@@ -31,6 +33,21 @@ class CloudHypervisor final : public Driver {
   void request_power_off(const lifecycle::VmRecord& vm, std::chrono::milliseconds timeout,
                          system::Cancel& cancel) const override;
   bool quit(const lifecycle::VmRecord& vm, std::chrono::milliseconds timeout, system::Cancel& cancel) const override;
+
+  // cloud_hypervisor_snapshot.cpp: its own snapshots, sparse, and loaded by mapping them where that is known to work.
+  [[nodiscard]] std::string version(const system::Path& binary) const override;
+  [[nodiscard]] SavedState save(const lifecycle::VmRecord& vm, const system::Path& dir,
+                                std::chrono::milliseconds timeout, system::Cancel& cancel) const override;
+  void check_saved(const Saved& saved, const system::Path& binary) const override;
+  [[nodiscard]] Command load_command(const lifecycle::VmRecord& vm, const system::Path& binary,
+                                     const Saved& saved) const override;
+  void load(const lifecycle::VmRecord& vm, const Saved& saved, std::chrono::milliseconds timeout,
+            system::Cancel& cancel) const override;
+
+ private:
+  // Before anything else is said: somebody else's at our socket must not be let run as this VM, nor one that is too
+  // old. Returns its version. Errors VmmError.
+  std::string check_new(Rest& api, const lifecycle::VmRecord& vm) const;
 };
 
 }  // namespace cocoon::vmm

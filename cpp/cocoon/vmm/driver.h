@@ -5,6 +5,8 @@
 // Errors   VmmError (the VMM's status and answer), VmmTimeout, Cancelled, unless said otherwise.
 
 #include <chrono>
+#include <cstdint>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -29,6 +31,20 @@ struct Command {
   system::Fd input;                      // stdin; empty: /dev/null
   system::Fd output;                     // stdout; empty: the log, as stderr
   std::vector<system::Fd> passed;        // fd 4, 5, … of the VMM
+};
+
+// What save() wrote, and what the driver must know to load it. The engine keeps it beside the files, in a SavedVm.
+struct SavedState {
+  std::string vmm_version;                  // of the VMM that was asked, in the words of version()
+  std::vector<lifecycle::SavedFile> files;  // devices and memory: names in the folder, logical sizes
+  std::map<std::string, std::string>
+      facts;  // the driver's own: machine type, accelerator, paths the VMM will look for, …
+};
+
+// A saved VM on this host: a folder that others read at the same time and nobody writes to, and what is known of it.
+struct Saved {
+  system::Path dir;  // absolute
+  lifecycle::SavedVm vm;
 };
 
 class Driver {
@@ -78,6 +94,31 @@ class Driver {
   // Ends the VMM in its own orderly way (disks flushed); returns when it was asked. False: it knows of no such call,
   // and SIGTERM is all there is.
   virtual bool quit(const lifecycle::VmRecord& vm, std::chrono::milliseconds timeout, system::Cancel& cancel) const = 0;
+
+  // What this program calls its version: "7.2.22", "1.17.0-dev".
+  // Blocks   while it is run with --version, once per process for each binary. Errors VmmError.
+  [[nodiscard]] virtual std::string version(const system::Path& binary) const = 0;
+
+  // Writes the devices and the memory of a paused guest as new files into `dir`, an existing folder; the guest stays
+  // paused, and what it wrote to its disks is in their files. The engine copies the disks after that, and syncs all.
+  // Requires pause(). After an error the guest can be resumed, and what is in `dir` is rubbish.
+  [[nodiscard]] virtual SavedState save(const lifecycle::VmRecord& vm, const system::Path& dir,
+                                        std::chrono::milliseconds timeout, system::Cancel& cancel) const = 0;
+  // Refuses what load() with this program could not load, before anything is touched: another version of the VMM,
+  // memory that is not of the configuration's size, … `saved` may come from an archive of anybody's.
+  // Requires each file that `saved` names is in its folder, and as long as it says (the engine has looked).
+  // Errors   InvalidArgument: not on this host, or not by this program: what, and what is allowed.
+  //          CorruptSnapshot: by no program. VmmError: the program cannot be asked.
+  virtual void check_saved(const Saved& saved, const system::Path& binary) const = 0;
+  // As command(), for a VMM that waits for load(). `vm` is who it becomes: its id, its run dir, its configuration.
+  [[nodiscard]] virtual Command load_command(const lifecycle::VmRecord& vm, const system::Path& binary,
+                                             const Saved& saved) const = 0;
+  // The VMM of load_command() answers: load the saved state and let the guest run. It runs on return.
+  // vm.config.disks are those of saved.vm.config in the same order, with paths of vm's own; those files are there, and
+  // so are the sockets' places. What must be edited is written into vm's run dir. The VMM may map files of saved.dir
+  // for as long as it lives, privately; they may be unlinked after this. A VMM that failed to load may end by itself.
+  virtual void load(const lifecycle::VmRecord& vm, const Saved& saved, std::chrono::milliseconds timeout,
+                    system::Cancel& cancel) const = 0;
 
  protected:
   // True if the process has the run dir as its working directory, by whatever name.

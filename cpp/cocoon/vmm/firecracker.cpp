@@ -11,7 +11,8 @@
 
 #include "cocoon/error.h"
 #include "cocoon/vmm/about.h"
-#include "cocoon/vmm/rest.h"
+#include "cocoon/vmm/firecracker_api.h"
+#include "cocoon/vmm/saved_checks.h"
 #include "cocoon/vmm/vm_config.h"
 
 namespace cocoon::vmm {
@@ -25,14 +26,11 @@ using std::chrono::milliseconds;
 using system::Cancel;
 using system::Path;
 
-// PVH kernels and network_overrides, by which a clone gets its own tap, came with 1.12.
-constexpr int kMinMajor = 1;
-constexpr int kMinMinor = 12;
-
 // In the run dir, which is its working directory: a clone, in a run dir of its own, finds its own by the same names.
 constexpr std::string_view kApiSocket = "api.sock";
 constexpr std::string_view kConsoleInput = "console.in";
 constexpr std::string_view kVsockSocket = "vsock.uds";
+constexpr std::string_view kDiskLink = "disk{}";  // one for each disk: a snapshot holds these names and no others
 constexpr std::string_view kLog = "firecracker.log";
 constexpr std::string_view kConsoleLog = "console.log";
 
@@ -48,8 +46,6 @@ constexpr std::size_t kMaxIdBytes = 64;
 constexpr std::uint32_t kGuestCid = 3;  // a host sees guests by their sockets: they may all have the same
 constexpr std::array<std::string_view, 1> kFormats{"raw"};
 constexpr std::array<std::string_view, 1> kAccelerators{"kvm"};
-
-Rest connect(const Path& socket, milliseconds timeout, Cancel& cancel) { return {socket, kMaxBody, timeout, cancel}; }
 
 // An id that it does not like is a panic, not an error.
 bool is_id(std::string_view id) {
@@ -75,7 +71,7 @@ struct Request {
 
 // What is to be said before InstanceStart. Memory stays private and unwatched: so a first snapshot of kind Diff is
 // complete and sparse (it writes what is resident), and the guest is not slowed by dirty logging.
-std::vector<Request> configuration(const VmConfig& config, const Path& run_dir) {
+std::vector<Request> configuration(const VmConfig& config) {
   std::vector<Request> requests;
   requests.push_back({"/machine-config", {{"vcpu_count", config.cpu}, {"mem_size_mib", config.mem_bytes / kMiB}}});
   json boot{{"kernel_image_path", config.kernel}, {"boot_args", command_line(config)}};
@@ -83,12 +79,12 @@ std::vector<Request> configuration(const VmConfig& config, const Path& run_dir) 
   requests.push_back({"/boot-source", std::move(boot)});
   for (std::size_t i = 0; i < config.disks.size(); ++i) {
     const DiskConfig& disk = config.disks[i];
-    const std::string id = fmt::format("disk{}", i);
+    const std::string id = fmt::format(kDiskLink, i);
     // In order: the guest's vda, vdb, …. None is the root device: that would come before the others, and add "root=" to
     // the command line. Writeback: a guest's flush reaches the host's disk; by default it does nothing.
     requests.push_back({"/drives/" + id,
                         {{"drive_id", id},
-                         {"path_on_host", path_for_vmm(disk.path, run_dir)},
+                         {"path_on_host", id},
                          {"is_root_device", false},
                          {"is_read_only", disk.readonly},
                          {"cache_type", disk.readonly ? "Unsafe" : "Writeback"}}});
@@ -96,14 +92,6 @@ std::vector<Request> configuration(const VmConfig& config, const Path& run_dir) 
   requests.push_back({"/entropy", json::object()});
   requests.push_back({"/vsock", {{"guest_cid", kGuestCid}, {"uds_path", kVsockSocket}}});
   return requests;
-}
-
-GuestState meaning_of(const json& info) {
-  const std::string state = text_member(info, "state");
-  if (state == "Not started") return GuestState::kNotBooted;
-  if (state == "Running") return GuestState::kRunning;
-  if (state == "Paused") return GuestState::kPaused;
-  throw VmmError(fmt::format("its state is '{}', which is not known", state), 0, state);
 }
 
 system::Fd open_or_throw(const Path& path, int flags) {
@@ -134,7 +122,7 @@ void Firecracker::check(const VmConfig& config) const {
           "disk {} serial: '{}', allowed for firecracker: none, its disks have no serials", i, disk.serial));
     }
   }
-  for (const Request& request : configuration(config, {})) static_cast<void>(to_json_text(request.body));
+  for (const Request& request : configuration(config)) static_cast<void>(to_json_text(request.body));
 }
 
 Command Firecracker::command(const VmRecord& vm, const Path& binary) const {
@@ -154,12 +142,21 @@ Command Firecracker::command(const VmRecord& vm, const Path& binary) const {
   }
   command.input = open_or_throw(input, O_RDWR | O_NONBLOCK);
   command.output = open_or_throw(*console_log(vm), O_WRONLY | O_CREAT | O_APPEND);
+  for (std::size_t i = 0; i < vm.config.disks.size(); ++i) {
+    const Path link = Path(vm.run_dir) / fmt::format(kDiskLink, i);
+    if (::symlink(vm.config.disks[i].path.c_str(), link.c_str()) != 0) {
+      throw StoreError(system_message("make link " + link.string(), errno), link.string(), errno);
+    }
+  }
   return command;
 }
 
 // It removes none of them itself, and starts with none of them in its way.
 std::vector<std::string> Firecracker::runtime_files() const {
-  return {std::string(kApiSocket), std::string(kVsockSocket), std::string(kConsoleInput)};
+  std::vector<std::string> names{std::string(kApiSocket), std::string(kVsockSocket), std::string(kConsoleInput),
+                                 kBaseMemory};
+  for (std::size_t i = 0; i < kMaxDisks; ++i) names.push_back(fmt::format(kDiskLink, i));
+  return names;
 }
 
 Path Firecracker::api_socket(const VmRecord& vm) const { return Path(vm.run_dir) / kApiSocket; }
@@ -180,35 +177,32 @@ bool Firecracker::owns(const system::ProcessInfo& process, std::string_view vm_i
 
 void Firecracker::boot(const VmRecord& vm, milliseconds timeout, Cancel& cancel) const {
   about("boot", vm, [&] {
-    Rest api = connect(api_socket(vm), timeout, cancel);
-    const json info = api.get("/");
-    // Somebody else's at our socket must not be let run as this VM.
-    const std::string id = text_member(info, "id");
-    if (id != vm.id) {
-      throw VmmError(fmt::format("the Firecracker at {} is not this VM's", api_socket(vm).string()), 0, id);
-    }
-    require_version("Firecracker", text_member(info, "vmm_version"), kMinMajor, kMinMinor);
-    for (const Request& request : configuration(vm.config, vm.run_dir)) api.put(request.target, request.body);
+    Rest api = connect_firecracker(api_socket(vm), timeout, cancel);
+    check_new_firecracker(api, vm, api_socket(vm));
+    for (const Request& request : configuration(vm.config)) api.put(request.target, request.body);
     api.put("/actions", {{"action_type", "InstanceStart"}});
   });
 }
 
 GuestState Firecracker::guest_state(const VmRecord& vm, milliseconds timeout, Cancel& cancel) const {
-  return about("state of", vm, [&] { return meaning_of(connect(api_socket(vm), timeout, cancel).get("/")); });
+  return about("state of", vm,
+               [&] { return firecracker_state(connect_firecracker(api_socket(vm), timeout, cancel).get("/")); });
 }
 
 void Firecracker::pause(const VmRecord& vm, milliseconds timeout, Cancel& cancel) const {
-  about("pause", vm, [&] { connect(api_socket(vm), timeout, cancel).patch("/vm", {{"state", "Paused"}}); });
+  about("pause", vm, [&] { connect_firecracker(api_socket(vm), timeout, cancel).patch("/vm", {{"state", "Paused"}}); });
 }
 
 void Firecracker::resume(const VmRecord& vm, milliseconds timeout, Cancel& cancel) const {
-  about("resume", vm, [&] { connect(api_socket(vm), timeout, cancel).patch("/vm", {{"state", "Resumed"}}); });
+  about("resume", vm,
+        [&] { connect_firecracker(api_socket(vm), timeout, cancel).patch("/vm", {{"state", "Resumed"}}); });
 }
 
 // Once for each attempt: it keeps the four bytes until the guest reads them, and has room for four times four.
 void Firecracker::request_power_off(const VmRecord& vm, milliseconds timeout, Cancel& cancel) const {
-  about("power off", vm,
-        [&] { connect(api_socket(vm), timeout, cancel).put("/actions", {{"action_type", "SendCtrlAltDel"}}); });
+  about("power off", vm, [&] {
+    connect_firecracker(api_socket(vm), timeout, cancel).put("/actions", {{"action_type", "SendCtrlAltDel"}});
+  });
 }
 
 bool Firecracker::quit(const VmRecord&, milliseconds, Cancel&) const { return false; }

@@ -31,6 +31,16 @@ class Firecracker final : public Driver {
   void request_power_off(const lifecycle::VmRecord& vm, std::chrono::milliseconds timeout,
                          system::Cancel& cancel) const override;
   bool quit(const lifecycle::VmRecord& vm, std::chrono::milliseconds timeout, system::Cancel& cancel) const override;
+
+  // firecracker_snapshot.cpp: its own snapshots, sparse.
+  [[nodiscard]] std::string version(const system::Path& binary) const override;
+  [[nodiscard]] SavedState save(const lifecycle::VmRecord& vm, const system::Path& dir,
+                                std::chrono::milliseconds timeout, system::Cancel& cancel) const override;
+  void check_saved(const Saved& saved, const system::Path& binary) const override;
+  [[nodiscard]] Command load_command(const lifecycle::VmRecord& vm, const system::Path& binary,
+                                     const Saved& saved) const override;
+  void load(const lifecycle::VmRecord& vm, const Saved& saved, std::chrono::milliseconds timeout,
+            system::Cancel& cancel) const override;
 };
 
 }  // namespace cocoon::vmm

@@ -37,6 +37,16 @@ class Qemu final : public Driver {
                          system::Cancel& cancel) const override;
   bool quit(const lifecycle::VmRecord& vm, std::chrono::milliseconds timeout, system::Cancel& cancel) const override;
 
+  // qemu_snapshot.cpp: memory and devices are one migration stream, the file "memory".
+  [[nodiscard]] std::string version(const system::Path& binary) const override;
+  [[nodiscard]] SavedState save(const lifecycle::VmRecord& vm, const system::Path& dir,
+                                std::chrono::milliseconds timeout, system::Cancel& cancel) const override;
+  void check_saved(const Saved& saved, const system::Path& binary) const override;
+  [[nodiscard]] Command load_command(const lifecycle::VmRecord& vm, const system::Path& binary,
+                                     const Saved& saved) const override;
+  void load(const lifecycle::VmRecord& vm, const Saved& saved, std::chrono::milliseconds timeout,
+            system::Cancel& cancel) const override;
+
  private:
   std::function<QemuHost(const system::Path& binary)> host_;
 };

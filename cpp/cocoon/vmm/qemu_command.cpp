@@ -78,6 +78,14 @@ bool is_qemu_argv(const std::vector<std::string>& argv, std::string_view vm_id) 
   return argv.size() > 2 && has_program_name(argv[0], "qemu") && argv[1] == "-name" && argv[2] == qemu_name(vm_id);
 }
 
+bool is_saved_machine(std::string_view machine, const VmConfig& config) {
+  if (config.machine != kQ35) return machine == kMicrovm;
+  // It becomes an argument: nothing but a version may follow.
+  constexpr std::string_view kVersioned = "pc-q35-";
+  return machine.starts_with(kVersioned) && machine.size() > kVersioned.size() &&
+         machine.find_first_not_of("0123456789.", kVersioned.size()) == std::string_view::npos;
+}
+
 void check_qemu_config(const VmConfig& config) {
   if (!config.machine.empty()) require_one_of("machine", config.machine, "qemu", kMachines);
   if (!config.accelerator.empty()) require_one_of("accelerator", config.accelerator, "qemu", kAccelerators);
@@ -88,14 +96,16 @@ void check_qemu_config(const VmConfig& config) {
                         .max_cmdline_bytes = kMaxCmdlineBytes - kAddedCmdlineBytes});
 }
 
-std::vector<std::string> qemu_argv(const VmRecord& vm, const system::Path& binary, const QemuHost& host) {
+std::vector<std::string> qemu_argv(const VmRecord& vm, const system::Path& binary, const QemuHost& host,
+                                   const std::optional<QemuIncoming>& incoming) {
   const VmConfig& config = vm.config;
   require_program_name(binary, "qemu");
   const bool microvm = config.machine != kQ35;
   // A VM can be made, and marked by those who own its process, without one; only to start it takes a kernel.
   if (microvm && config.kernel.empty())
     throw InvalidArgument("kernel: '', a microvm has no firmware that boots disks: give a kernel, or machine 'q35'");
-  const bool kvm = config.accelerator.empty() ? host.kvm : config.accelerator == "kvm";
+  const bool kvm_here = config.accelerator.empty() ? host.kvm : config.accelerator == "kvm";
+  const bool kvm = incoming ? incoming->kvm : kvm_here;
 
   // Name first: is_qemu_argv() looks there.
   std::vector<std::string> argv{binary.string(), "-name", qemu_name(vm.id)};
@@ -108,7 +118,8 @@ std::vector<std::string> qemu_argv(const VmRecord& vm, const system::Path& binar
   if (host.sandbox) {
     add({"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"});
   }
-  add({"-machine", std::string(microvm ? kMicrovm : kQ35)});
+  if (incoming) add({"-incoming", "defer"});
+  add({"-machine", incoming ? incoming->machine : std::string(microvm ? kMicrovm : kQ35)});
   if (microvm) add({"-global", "virtio-mmio.force-legacy=false"});  // virtio 1.0; the default is the draft before it
   add({"-accel", kvm ? "kvm" : "tcg,thread=multi", "-cpu", kvm ? "host" : "max"});
   add({"-smp", std::to_string(config.cpu), "-m", fmt::format("{}M", config.mem_bytes / kMiB)});

@@ -1,5 +1,6 @@
 #include "cocoon/vmm/rest.h"
 
+#include <array>
 #include <charconv>
 #include <utility>
 
@@ -72,22 +73,24 @@ std::string text_member(const json& object, const char* member) {
   return found->get<std::string>();
 }
 
-void require_version(std::string_view program, const std::string& version, int major, int minor) {
-  int said[2] = {0, 0};
+bool is_version_at_least(const std::string& version, int major, int minor) {
+  std::array<int, 2> said{};
   const char* at = version.data();
   const char* end = at + version.size();
-  bool readable = true;
-  for (int i = 0; i < 2 && readable; ++i) {
-    if (i > 0) readable = at != end && *at++ == '.';
+  for (std::size_t i = 0; i < said.size(); ++i) {
+    if (i > 0 && (at == end || *at++ != '.')) return false;
     const auto parsed = std::from_chars(at, end, said[i]);
-    readable = readable && parsed.ec == std::errc();
+    if (parsed.ec != std::errc()) return false;
     at = parsed.ptr;
   }
-  if (!readable || std::pair(said[0], said[1]) < std::pair(major, minor)) {
-    throw VmmError(fmt::format("{} says that its version is '{}', allowed: {}.{} or newer", program, excerpt(version),
-                               major, minor),
-                   0, version);
-  }
+  return said >= std::array{major, minor};
+}
+
+void require_version(std::string_view program, const std::string& version, int major, int minor) {
+  if (is_version_at_least(version, major, minor)) return;
+  throw VmmError(
+      fmt::format("{} says that its version is '{}', allowed: {}.{} or newer", program, excerpt(version), major, minor),
+      0, version);
 }
 
 json Rest::get(std::string_view target) { return parse(target, call("GET", target, {}).body); }

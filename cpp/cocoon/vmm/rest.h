@@ -42,6 +42,9 @@ std::string to_json_text(const nlohmann::json& value);
 // A text member of what a VMM answered. Errors VmmError: it is not there.
 std::string text_member(const nlohmann::json& object, const char* member);
 
+// Whether "1.17.0-dev" is "major.minor" or newer. False also for what is no version.
+bool is_version_at_least(const std::string& version, int major, int minor);
+
 // Refuses a VMM older than "major.minor": what we send would be misunderstood, not refused. `version` is what it says
 // of itself, such as "1.17.0-dev". Errors VmmError.
 void require_version(std::string_view program, const std::string& version, int major, int minor);
