@@ -52,6 +52,7 @@ Node::Node(NodeOptions options)
                                                              .clock = clock_,
                                                              .metered_labels = std::move(options.ledger_labels)});
   system::make_private_dirs(root_ / "locks");
+  snapshots_ = std::make_unique<snapshot::LocalFile>(*store_, root_);
 }
 
 Node::~Node() = default;

@@ -13,6 +13,7 @@
 #include "cocoon/engine/liveness.h"
 #include "cocoon/lifecycle/record.h"
 #include "cocoon/metering/recorder.h"
+#include "cocoon/snapshot/local_file.h"
 #include "cocoon/store/meta_store.h"
 #include "cocoon/system/cancel.h"
 #include "cocoon/system/clock.h"
@@ -68,6 +69,7 @@ class Node {
   [[nodiscard]] const system::Path& shim() const { return shim_; }
   [[nodiscard]] const system::Clock& clock() const { return *clock_; }
   [[nodiscard]] store::MetaStore& store() const { return *store_; }
+  [[nodiscard]] snapshot::LocalFile& snapshots() const { return *snapshots_; }
   [[nodiscard]] const std::shared_ptr<metering::Recorder>& recorder() const { return store_->recorder(); }
   // Errors   InvalidArgument naming the known hypervisors.
   [[nodiscard]] const vmm::Driver& driver(std::string_view hypervisor) const;
@@ -99,6 +101,7 @@ class Node {
   std::map<std::string, system::Path> binaries_;
   std::map<std::string, std::unique_ptr<vmm::Driver>, std::less<>> drivers_;
   std::unique_ptr<store::MetaStore> store_;
+  std::unique_ptr<snapshot::LocalFile> snapshots_;
 };
 
 }  // namespace cocoon::engine

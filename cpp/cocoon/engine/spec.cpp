@@ -40,16 +40,6 @@ void check_range(std::string_view what, std::int64_t value, std::int64_t least, 
     throw InvalidArgument(fmt::format("{}: {} is out of range, allowed: {} to {}", what, value, least, most));
 }
 
-bool is_name(std::string_view name) {
-  constexpr std::size_t kLongest = 63;
-  const auto is_alphanumeric = [](char c) {
-    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9');
-  };
-  return !name.empty() && name.size() <= kLongest && is_alphanumeric(name.front()) &&
-         std::all_of(name.begin(), name.end(),
-                     [&](char c) { return is_alphanumeric(c) || c == '.' || c == '_' || c == '-'; });
-}
-
 // An existing regular file that may be read, by its absolute path.
 std::string existing_file(std::string_view what, const std::string& path) {
   const auto absolute = std::filesystem::absolute(path);
@@ -113,9 +103,7 @@ void check(const DiskSpec& disk) {
 }
 
 void check(const VmSpec& spec) {
-  if (!is_name(spec.name))
-    throw InvalidArgument(fmt::format(
-        "name: '{}', allowed: 1 to 63 letters, digits, '.', '_' or '-', beginning with a letter or digit", spec.name));
+  lifecycle::check_name(spec.name);
   if (spec.cpu) check_range("cpu", *spec.cpu, 1, kMaxCpu);
   if (spec.mem_bytes) check_range("memory", *spec.mem_bytes, 1 << 20, kMaxBytes);
   if (spec.storage_bytes) check_range("storage", *spec.storage_bytes, 0, kMaxBytes);
