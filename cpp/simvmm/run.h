@@ -1,0 +1,13 @@
+#pragma once
+// From argv to the exit code.
+
+#include <string>
+#include <vector>
+
+namespace cocoon::simvmm {
+
+int run(const std::vector<std::string>& argv);
+int run_firecracker(const std::vector<std::string>& argv);
+int run_cloud_hypervisor(const std::vector<std::string>& argv);
+
+}  // namespace cocoon::simvmm
