@@ -4,10 +4,12 @@
 #include <string>
 #include <vector>
 
+#include "simvmm/faults.h"
+
 namespace cocoon::simvmm {
 
 int run(const std::vector<std::string>& argv);
-int run_firecracker(const std::vector<std::string>& argv);
-int run_cloud_hypervisor(const std::vector<std::string>& argv);
+int run_firecracker(const std::vector<std::string>& argv, Faults& faults);
+int run_cloud_hypervisor(const std::vector<std::string>& argv, Faults& faults);
 
 }  // namespace cocoon::simvmm

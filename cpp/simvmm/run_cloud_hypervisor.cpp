@@ -10,6 +10,7 @@
 
 #include <cerrno>
 #include <map>
+#include <thread>
 
 #include <fmt/format.h>
 
@@ -123,10 +124,10 @@ ApiSocket api_socket(const std::string& argument) {
   return listen_at_path(argument.starts_with("path=") ? argument.substr(5) : argument);
 }
 
-system::Fd ending_signals() {
+system::Fd ending_signals(bool with_sigterm) {
   sigset_t set;
   ::sigemptyset(&set);
-  ::sigaddset(&set, SIGTERM);
+  if (with_sigterm) ::sigaddset(&set, SIGTERM);
   ::sigaddset(&set, SIGINT);
   ::sigprocmask(SIG_BLOCK, &set, nullptr);
   return system::Fd(::signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK));
@@ -154,7 +155,7 @@ Json restore_request(const std::string& argument) {
   return request;
 }
 
-int serve(const std::map<std::string, std::string>& given, Log& log) {
+int serve(const std::map<std::string, std::string>& given, Log& log, Faults& faults) {
   const auto value = [&](const std::string& name) {
     const auto found = given.find(name);
     return found == given.end() ? std::string() : found->second;
@@ -167,11 +168,15 @@ int serve(const std::map<std::string, std::string>& given, Log& log) {
       throw Exit{1, {"Error creating log file", os_error(error.code)}};
     }
   }
-  system::Fd signals = ending_signals();
+  system::Fd signals = ending_signals(faults.at_start(Deed::kIgnoreSigterm) == nullptr);
   ApiSocket api;
-  if (given.contains("api-socket")) api = api_socket(value("api-socket"));
-  cloud_hypervisor::CloudHypervisor machine({.exits_with_guest = !given.contains("no-shutdown")}, log,
-                                            Guest(std::chrono::seconds(1)));
+  if (const Fault* slow = faults.at_start(Deed::kSlow)) std::this_thread::sleep_for(slow->time);
+  if (given.contains("api-socket") && faults.at_start(Deed::kNoSocket) == nullptr) {
+    api = api_socket(value("api-socket"));
+  }
+  cloud_hypervisor::CloudHypervisor machine({.exits_with_guest = !given.contains("no-shutdown"),
+                                             .guest_ignores_requests = faults.plan().guest_ignores_requests},
+                                            log, Guest(faults.plan().tick));
   if (given.contains("restore")) {
     try {
       machine.restore(restore_request(value("restore")));
@@ -181,15 +186,16 @@ int serve(const std::map<std::string, std::string>& given, Log& log) {
       throw Exit{1, {"Error parsing --restore", error.text}};
     }
   }
-  Server server(machine, std::move(api.listener), std::move(signals));
+  Server server(machine, faults, std::move(api.listener), std::move(signals));
   const int code = server.run();
-  if (!api.path.empty() && !machine.is_broken()) ::unlink(api.path.c_str());
+  const bool keeps = machine.is_broken() || faults.at_start(Deed::kKeepSocket) != nullptr;
+  if (!api.path.empty() && !keeps) ::unlink(api.path.c_str());
   return code;
 }
 
 }  // namespace
 
-int run_cloud_hypervisor(const std::vector<std::string>& argv) {
+int run_cloud_hypervisor(const std::vector<std::string>& argv, Faults& faults) {
   Log log(Log::Format::kCloudHypervisor, STDERR_FILENO, Level::kWarning);
   constexpr std::string_view kMore = "For more information, try '--help'.";
   try {
@@ -206,7 +212,7 @@ int run_cloud_hypervisor(const std::vector<std::string>& argv) {
       fmt::print(stderr, "Simulated by cocoon-simvmm.\n\nUsage: cloud-hypervisor [OPTIONS]\n");
       return kBadArgument;
     }
-    return serve(given, log);
+    return serve(given, log, faults);
   } catch (const UsageError& error) {
     fmt::print(stderr, "error: {}\n\nUsage: cloud-hypervisor [OPTIONS]\n\n{}\n", error.text, kMore);
     return kBadArgument;

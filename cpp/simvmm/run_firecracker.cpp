@@ -10,6 +10,7 @@
 #include <cstdlib>
 #include <map>
 #include <optional>
+#include <thread>
 
 #include <fmt/format.h>
 
@@ -152,12 +153,13 @@ system::Fd hang_up_signal() {
   return system::Fd(::signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK));
 }
 
-int serve(const std::map<std::string, std::string>& given, Log& log) {
+int serve(const std::map<std::string, std::string>& given, Log& log, Faults& faults) {
   const auto value = [&](const std::string& name, std::string_view otherwise) {
     const auto found = given.find(name);
     return found == given.end() ? std::string(otherwise) : found->second;
   };
-  firecracker::Options options{.id = value("id", "anonymous-instance"), .pci = given.contains("enable-pci")};
+  firecracker::Options options{.id = value("id", "anonymous-instance"), .pci = given.contains("enable-pci"),
+                                .guest_ignores_requests = faults.plan().guest_ignores_requests};
   check_id(log, options.id);
   log.set_id(options.id);
   if (given.contains("level")) log.set_level(level_of(value("level", "")));
@@ -178,15 +180,16 @@ int serve(const std::map<std::string, std::string>& given, Log& log) {
 
   system::Fd signals = hang_up_signal();
   system::Fd listener;
-  if (!given.contains("no-api")) {
+  if (const Fault* slow = faults.at_start(Deed::kSlow)) std::this_thread::sleep_for(slow->time);
+  if (!given.contains("no-api") && faults.at_start(Deed::kNoSocket) == nullptr) {
     const std::string path = value("api-sock", "/run/firecracker.socket");
     listener = listen_on_api(path);
     log.write(Level::kInfo, "main", fmt::format("Listening on API socket (\"{}\").", path));
   }
-  firecracker::Firecracker machine(options, log, Guest(std::chrono::seconds(1)));
+  firecracker::Firecracker machine(options, log, Guest(faults.plan().tick));
   if (given.contains("config-file")) boot_from_file(machine, log, value("config-file", ""));
   log.write(Level::kInfo, "fc_api", "API server started.");
-  Server server(machine, std::move(listener), std::move(signals));
+  Server server(machine, faults, std::move(listener), std::move(signals));
   const int code = server.run();
   if (machine.load_failed()) fmt::print(stderr, "Error: RunWithApi(BuildMicroVmError(Restore))\n");
   return code;
@@ -194,7 +197,7 @@ int serve(const std::map<std::string, std::string>& given, Log& log) {
 
 }  // namespace
 
-int run_firecracker(const std::vector<std::string>& argv) {
+int run_firecracker(const std::vector<std::string>& argv, Faults& faults) {
   Log log(Log::Format::kFirecracker, STDOUT_FILENO, Level::kInfo);
   try {
     const std::map<std::string, std::string> given = parse(argv);
@@ -205,7 +208,7 @@ int run_firecracker(const std::vector<std::string>& argv) {
     } else if (given.contains("snapshot-version") || given.contains("describe-snapshot")) {
       fmt::print("v{}\n", firecracker::kSnapshotVersion);
     } else {
-      return serve(given, log);
+      return serve(given, log, faults);
     }
     ::fflush(stdout);
     log.write(Level::kInfo, "main", "Firecracker exiting successfully. exit_code=0");
