@@ -218,7 +218,10 @@ void bind_backend(BackendClass& backend) {
                              return b.backend->console_path(id);
                            }).string());
           },
-          "ref"_a, "A UNIX socket: the guest's serial console while it runs.")
+          "ref"_a,
+          "The guest's serial console while it runs: a UNIX socket, or (firecracker) a fifo that takes the input "
+          "while\n"
+          "console_log_path has the output.")
       .def(
           "console_log_path",
           [](const PyBackend& b, const Text& ref) -> FilePath {
@@ -226,7 +229,9 @@ void bind_backend(BackendClass& backend) {
                              return b.backend->console_log_path(id);
                            }).string());
           },
-          "ref"_a, "What the guest printed since it was started; the run before is beside it, with '.1'.")
+          "ref"_a,
+          "What the guest printed since it was started; the run before is beside it, with '.1'.\n\n"
+          "Raises InvalidArgument for cloud-hypervisor, which writes none.")
       .def(
           "log_path",
           [](const PyBackend& b, const Text& ref) -> FilePath {

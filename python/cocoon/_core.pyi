@@ -350,7 +350,7 @@ class VMConfig:
     ``memory`` and ``storage`` are bytes, or strings with a binary unit ("512M", "1G"). ``storage`` is the size of the VM's
     own disk, 0 for none. Left out: 1 vCPU, 512M, 10G for a new VM; the snapshot's for a clone.
     ``machine`` and ``accelerator`` are the hypervisor's: for qemu "microvm" (the default) or "q35", and "kvm" or "tcg"
-    (the default is whatever runs guests here). ``network_namespace`` is the path of one that the VMM is started in.
+    (the default is whatever runs guests here); for cloud-hypervisor "firmware" if ``kernel`` names one. ``network_namespace`` is the path of one that the VMM is started in.
     Raises InvalidArgument, naming the argument, its value and what is allowed.
     """
     def __init__(self, name: str, *, cpu: int | None = None, memory: int | str | None = None, storage: int | str | None = None, kernel: str | os.PathLike[str] | None = None, initrd: str | os.PathLike[str] | None = None, cmdline: str = '', disks: collections.abc.Iterable[Disk] = (), labels: collections.abc.Mapping[str, str] = {}, machine: str = '', accelerator: str = '', network_namespace: str | os.PathLike[str] | None = None) -> None:
@@ -473,6 +473,11 @@ class VM:
     @property
     def updated_at_ns(self) -> int:
         ...
+    @property
+    def vsock_path(self) -> pathlib.Path | None:
+        """
+        Of a live VM whose guest has a vsock: the UNIX socket that reaches its port P after a line "CONNECT P".
+        """
 class ReconcileReport:
     """
     Ledger, records and processes, three ways; a row for each VM.
@@ -553,10 +558,13 @@ class Backend:
     def console_log_path(self, ref: str) -> pathlib.Path:
         """
         What the guest printed since it was started; the run before is beside it, with '.1'.
+        
+        Raises InvalidArgument for cloud-hypervisor, which writes none.
         """
     def console_path(self, ref: str) -> pathlib.Path:
         """
-        A UNIX socket: the guest's serial console while it runs.
+        The guest's serial console while it runs: a UNIX socket, or (firecracker) a fifo that takes the input while
+        console_log_path has the output.
         """
     def create(self, config: VMConfig) -> VM:
         """

@@ -1,5 +1,6 @@
 // start: is it alive already? → found dead → clean → spawn → wait for the API → boot → mark started.
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdlib>
 #include <filesystem>
@@ -11,7 +12,6 @@
 #include "cocoon/engine/commit.h"
 #include "cocoon/engine/op_lock.h"
 #include "cocoon/error.h"
-#include "cocoon/system/socket.h"
 
 namespace cocoon::engine {
 namespace {
@@ -73,10 +73,18 @@ void Backend::report_death(const VmRecord& vm, const std::string& when) const {
 }
 
 void Backend::wait_for_api(const VmRecord& vm, const system::Pidfd& process, system::Cancel& cancel) const {
-  const auto socket = driver_->api_socket(vm);
   const auto deadline = std::chrono::steady_clock::now() + options_.socket_timeout;
   for (;;) {
-    if (system::probe_socket(socket, 500ms) == system::SocketProbe::kLive) return;
+    // Asked, not only connected to: a socket that we have bound takes connections before there is anybody to answer.
+    const auto left = std::chrono::ceil<std::chrono::milliseconds>(deadline - std::chrono::steady_clock::now());
+    try {
+      (void)driver_->guest_state(vm, std::max(left, 1ms), cancel);
+      return;
+    } catch (const VmmTimeout&) {
+      // It is late, or its time is up: both are seen below.
+    } catch (const VmmError& error) {
+      if (error.status != 0 || !error.body.empty()) throw;  // it has answered
+    }
     // The wait for its death is the pause between two looks.
     if (process.wait(1ms, cancel)) report_death(vm, "before its API socket answered");
     if (std::chrono::steady_clock::now() >= deadline) {
@@ -97,7 +105,7 @@ system::ProcessIdentity Backend::launch(const VmRecord& vm, system::Cancel& canc
   remove_runtime_files(vm);
   system::remove_file(run_dir / kExitFile);
   rotate_log(driver_->log(vm));
-  rotate_log(driver_->console_log(vm));
+  if (const auto printed = driver_->console_log(vm)) rotate_log(*printed);
 
   const auto command = driver_->command(vm, program);
   system::SpawnSpec spec;
@@ -106,6 +114,9 @@ system::ProcessIdentity Backend::launch(const VmRecord& vm, system::Cancel& canc
   spec.environment.insert(spec.environment.end(), command.environment.begin(), command.environment.end());
   spec.working_dir = run_dir;
   spec.output = driver_->log(vm);
+  spec.stdin_fd = command.input.get();
+  spec.stdout_fd = command.output.get();
+  for (const auto& fd : command.passed) spec.pass_fds.push_back(fd.get());
   spec.exit_file = run_dir / kExitFile;
   spec.network_namespace = vm.config.network_namespace;
   // Held by us until the VMM has inherited it, then by the VMM alone.

@@ -13,6 +13,7 @@
 #include <fmt/format.h>
 
 #include "cocoon/error.h"
+#include "cocoon/vmm/about.h"
 #include "cocoon/vmm/host_tsc.h"
 #include "cocoon/vmm/kvm_probe.h"
 #include "cocoon/vmm/qmp.h"
@@ -97,21 +98,6 @@ GuestState meaning_of(const std::string& status) {
   throw VmmError(fmt::format("QMP: 'query-status' returned '{}', which is not known", status), 0, status);
 }
 
-// "boot web-1: QMP: …": which VM was asked for what. The classes and their facts stay.
-template <typename Body>
-auto about(std::string_view what, const VmRecord& vm, Body&& body) {
-  const auto message = [&](const VmmError& error) {
-    return fmt::format("{} {}: {}", what, vm.config.name, error.what());
-  };
-  try {
-    return body();
-  } catch (const VmmTimeout& error) {
-    throw VmmTimeout(message(error), error.status, error.body, error.log_tail);
-  } catch (const VmmError& error) {
-    throw VmmError(message(error), error.status, error.body, error.log_tail);
-  }
-}
-
 [[noreturn]] void refuse(const std::string& status) {
   throw VmmError(fmt::format("the guest is not running (QEMU says '{}')", status), 0, status);
 }
@@ -138,17 +124,14 @@ Path Qemu::api_socket(const VmRecord& vm) const { return Path(vm.run_dir) / kQmp
 
 Path Qemu::console(const VmRecord& vm) const { return Path(vm.run_dir) / kConsoleSocket; }
 
-Path Qemu::console_log(const VmRecord& vm) const { return Path(vm.log_dir) / kConsoleLog; }
+std::optional<Path> Qemu::console_log(const VmRecord& vm) const { return Path(vm.log_dir) / kConsoleLog; }
+
+std::optional<Path> Qemu::vsock(const VmRecord&) const { return std::nullopt; }
 
 Path Qemu::log(const VmRecord& vm) const { return Path(vm.log_dir) / kQemuLog; }
 
 bool Qemu::owns(const system::ProcessInfo& process, std::string_view vm_id, const Path& run_dir) const {
-  if (!is_qemu_argv(process.argv, vm_id) || process.cwd.empty()) return false;
-  if (process.cwd == run_dir.lexically_normal()) return true;
-  // /proc gives the folder without the links that may lead to it.
-  std::error_code error;
-  const Path resolved = std::filesystem::weakly_canonical(run_dir, error);
-  return !error && process.cwd == resolved;
+  return is_qemu_argv(process.argv, vm_id) && works_in(process, run_dir);
 }
 
 void Qemu::boot(const VmRecord& vm, milliseconds timeout, Cancel& cancel) const {
@@ -224,8 +207,9 @@ void Qemu::request_power_off(const VmRecord& vm, milliseconds timeout, Cancel& c
   });
 }
 
-void Qemu::quit(const VmRecord& vm, milliseconds timeout, Cancel& cancel) const {
+bool Qemu::quit(const VmRecord& vm, milliseconds timeout, Cancel& cancel) const {
   about("quit", vm, [&] { Qmp::connect(api_socket(vm), timeout, cancel).execute_last("quit"); });
+  return true;
 }
 
 }  // namespace cocoon::vmm

@@ -1,0 +1,36 @@
+#pragma once
+// Cloud Hypervisor as a driver: KVM only, kernel or firmware, virtio-pci. Control through its REST API, on a socket
+// that we bind and hand over; see its docs/api.md and vmm/src/api/openapi/cloud-hypervisor.yaml.
+
+#include "cocoon/vmm/driver.h"
+
+namespace cocoon::vmm {
+
+class CloudHypervisor final : public Driver {
+ public:
+  [[nodiscard]] std::string_view hypervisor() const override { return "cloud-hypervisor"; }
+  [[nodiscard]] std::string_view program() const override { return "cloud-hypervisor"; }
+
+  void check(const lifecycle::VmConfig& config) const override;
+  [[nodiscard]] Command command(const lifecycle::VmRecord& vm, const system::Path& binary) const override;
+  [[nodiscard]] std::vector<std::string> runtime_files() const override;
+  [[nodiscard]] system::Path api_socket(const lifecycle::VmRecord& vm) const override;
+  // A socket. What the guest prints waits in the VMM for its first client (1 MiB at most); nobody logs it.
+  [[nodiscard]] system::Path console(const lifecycle::VmRecord& vm) const override;
+  [[nodiscard]] std::optional<system::Path> console_log(const lifecycle::VmRecord& vm) const override;
+  [[nodiscard]] std::optional<system::Path> vsock(const lifecycle::VmRecord& vm) const override;
+  [[nodiscard]] system::Path log(const lifecycle::VmRecord& vm) const override;
+  [[nodiscard]] bool owns(const system::ProcessInfo& process, std::string_view vm_id,
+                          const system::Path& run_dir) const override;
+
+  void boot(const lifecycle::VmRecord& vm, std::chrono::milliseconds timeout, system::Cancel& cancel) const override;
+  [[nodiscard]] GuestState guest_state(const lifecycle::VmRecord& vm, std::chrono::milliseconds timeout,
+                                       system::Cancel& cancel) const override;
+  void pause(const lifecycle::VmRecord& vm, std::chrono::milliseconds timeout, system::Cancel& cancel) const override;
+  void resume(const lifecycle::VmRecord& vm, std::chrono::milliseconds timeout, system::Cancel& cancel) const override;
+  void request_power_off(const lifecycle::VmRecord& vm, std::chrono::milliseconds timeout,
+                         system::Cancel& cancel) const override;
+  bool quit(const lifecycle::VmRecord& vm, std::chrono::milliseconds timeout, system::Cancel& cancel) const override;
+};
+
+}  // namespace cocoon::vmm
