@@ -35,10 +35,12 @@ CallKind kind_of(std::string_view call) {
   static constexpr std::string_view kGets[] = {"vmm.ping", "vm.info", "vm.counters"};
   static constexpr std::string_view kPlain[] = {"vm.boot",   "vm.delete",       "vm.shutdown",  "vm.reboot", "vm.pause",
                                                 "vm.resume", "vm.power-button", "vmm.shutdown", "vm.nmi"};
-  static constexpr std::string_view kWithBody[] = {
-      "vm.create",   "vm.snapshot", "vm.restore",    "vm.remove-device", "vm.resize",  "vm.add-disk",
-      "vm.add-net",  "vm.add-fs",   "vm.add-pmem",   "vm.add-vsock"};
-  const auto has = [&](const auto& calls) { return std::find(std::begin(calls), std::end(calls), call) != std::end(calls); };
+  static constexpr std::string_view kWithBody[] = {"vm.create",   "vm.snapshot", "vm.restore", "vm.remove-device",
+                                                   "vm.resize",   "vm.add-disk", "vm.add-net", "vm.add-fs",
+                                                   "vm.add-pmem", "vm.add-vsock"};
+  const auto has = [&](const auto& calls) {
+    return std::find(std::begin(calls), std::end(calls), call) != std::end(calls);
+  };
   if (has(kGets)) return CallKind::kGet;
   if (has(kPlain)) return CallKind::kPutPlain;
   return has(kWithBody) ? CallKind::kPutBody : CallKind::kUnknown;
@@ -153,7 +155,9 @@ void CloudHypervisor::put_plain(std::string_view call) {
 
 std::string CloudHypervisor::info() const {
   if (state_ == State::kNone) fail(404, "The VM info is not available", "VM is not created");
-  const std::string_view state = state_ == State::kCreated ? "Created" : state_ == State::kRunning ? "Running" : "Paused";
+  const std::string_view state = state_ == State::kCreated   ? "Created"
+                                 : state_ == State::kRunning ? "Running"
+                                                             : "Paused";
   Json result{{"config", config_}, {"state", state}, {"memory_actual_size", memory_bytes(config_)}};
   if (is_booted()) result["device_tree"] = device_tree();
   return dump(result);

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "cocoon/system/fd.h"
+
 #include "simvmm/cloud_hypervisor_config.h"
 #include "simvmm/json.h"
 #include "simvmm/machine.h"
@@ -87,7 +88,7 @@ class CloudHypervisor final : public Machine {
   Json config_;
   unsigned device_counter_ = 0;
   bool has_consoles_ = false;
-  bool had_vm_ = false;  // its memory was there: from then on its end removes the console's socket
+  bool had_vm_ = false;     // its memory was there: from then on its end removes the console's socket
   Console unused_console_;  // the one of the two that the guest does not print on
   std::vector<Disk> disks_;
   system::Fd vsock_listener_;

@@ -97,26 +97,16 @@ constexpr std::array<Field, 21> kDiskFields{{
 constexpr Schema kDisk{"DiskConfig", kDiskFields};
 
 constexpr std::array<Field, 20> kNetFields{{
-    {"id", Kind::kString},
-    {"pci_segment", Kind::kU16},
-    {"pci_device_id", Kind::kU8},
-    {"iommu", Kind::kBool},
-    {"tap", Kind::kString},
-    {"ip", Kind::kString},
-    {"mask", Kind::kString},
-    {"mac", Kind::kMac},
-    {"host_mac", Kind::kMac},
-    {"mtu", Kind::kU16},
-    {"num_queues", Kind::kU64},
-    {"queue_size", Kind::kU16},
-    {"vhost_user", Kind::kBool},
-    {"vhost_socket", Kind::kString},
-    {"vhost_mode", Kind::kString},
-    {"fds"},
-    {"rate_limiter_config"},
-    {"offload_tso", Kind::kBool},
-    {"offload_ufo", Kind::kBool},
-    {"offload_csum", Kind::kBool},
+    {"id", Kind::kString},         {"pci_segment", Kind::kU16},
+    {"pci_device_id", Kind::kU8},  {"iommu", Kind::kBool},
+    {"tap", Kind::kString},        {"ip", Kind::kString},
+    {"mask", Kind::kString},       {"mac", Kind::kMac},
+    {"host_mac", Kind::kMac},      {"mtu", Kind::kU16},
+    {"num_queues", Kind::kU64},    {"queue_size", Kind::kU16},
+    {"vhost_user", Kind::kBool},   {"vhost_socket", Kind::kString},
+    {"vhost_mode", Kind::kString}, {"fds"},
+    {"rate_limiter_config"},       {"offload_tso", Kind::kBool},
+    {"offload_ufo", Kind::kBool},  {"offload_csum", Kind::kBool},
 }};
 constexpr Schema kNet{"NetConfig", kNetFields};
 
@@ -277,7 +267,8 @@ Json complete_struct(const Json& given, const Schema& schema, const Json& defaul
     if (value.is_null() && otherwise.is_null()) continue;
     if (field.kind == Kind::kList && value.is_array()) {
       Json list = Json::array();
-      for (const Json& element : value) list.push_back(complete_struct(element, *field.schema, defaults_of(field.name)));
+      for (const Json& element : value)
+        list.push_back(complete_struct(element, *field.schema, defaults_of(field.name)));
       result[std::string(field.name)] = std::move(list);
     } else {
       result[std::string(field.name)] = value.is_null() ? otherwise : value;
@@ -286,7 +277,9 @@ Json complete_struct(const Json& given, const Schema& schema, const Json& defaul
   return result;
 }
 
-[[noreturn]] void invalid(int status, std::string text) { throw Failure{status, {"Failed to validate config", std::move(text)}}; }
+[[noreturn]] void invalid(int status, std::string text) {
+  throw Failure{status, {"Failed to validate config", std::move(text)}};
+}
 
 [[noreturn]] void not_bootable(std::string text) {
   throw Failure{400, {"Failed to validate config", "Payload configuration is not bootable", std::move(text)}};

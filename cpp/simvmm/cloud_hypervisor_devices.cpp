@@ -39,7 +39,7 @@ bool is_used(const Json& config) {
 
 // An OFD lock on all of it, as long as the descriptor lives. False if another VMM has it.
 bool lock(int fd, bool exclusive) {
-  struct flock range {};
+  struct flock range{};
   range.l_type = static_cast<short>(exclusive ? F_WRLCK : F_RDLCK);
   range.l_whence = SEEK_SET;
   return ::fcntl(fd, F_OFD_SETLK, &range) == 0;
@@ -130,10 +130,10 @@ void CloudHypervisor::open_disk(const Json& disk) {
   const bool qcow2 = ::pread(fd.get(), magic.data(), magic.size(), 0) == 4 && magic == "QFI\xfb";
   const std::string_view detected = qcow2 ? "qcow2" : "raw";
   if (type != "unknown" && (type == "qcow2") != qcow2) {
-    throw Failure{500,
-                  {"Error from device manager",
-                   fmt::format("Disk image type does not match expected type: specified = {}, detected = {}", type,
-                               detected)}};
+    throw Failure{
+        500,
+        {"Error from device manager",
+         fmt::format("Disk image type does not match expected type: specified = {}, detected = {}", type, detected)}};
   }
   disks_.push_back({string_of(disk, "id"), std::move(fd)});
 }
@@ -144,12 +144,12 @@ void CloudHypervisor::lock_disks() {
     const std::string id = string_of(config, "id");
     for (const Disk& disk : disks_) {
       if (disk.id != id || lock(disk.lock.get(), !read_only)) continue;
-      throw Failure{500,
-                    {"Error locking disk images: Another instance likely holds a lock",
-                     "Cannot lock images of all block devices",
-                     fmt::format("Failed to get {} lock for disk image: {}", read_only ? "Read" : "Write",
-                                 string_of(config, "path")),
-                     "The file is already locked"}};
+      throw Failure{
+          500,
+          {"Error locking disk images: Another instance likely holds a lock", "Cannot lock images of all block devices",
+           fmt::format("Failed to get {} lock for disk image: {}", read_only ? "Read" : "Write",
+                       string_of(config, "path")),
+           "The file is already locked"}};
     }
   }
 }
@@ -205,7 +205,8 @@ Json CloudHypervisor::device_tree() const {
   for (const std::string& id : device_ids()) {
     const std::string bus = fmt::format("_virtio-pci-{}", id);
     tree[id] = {{"id", id}, {"resources", Json::array()}, {"parent", bus}, {"children", Json::array()}};
-    tree[bus] = {{"id", bus}, {"resources", Json::array()}, {"children", Json::array({id})}, {"pci_bdf", bdf_of(++slot)}};
+    tree[bus] = {
+        {"id", bus}, {"resources", Json::array()}, {"children", Json::array({id})}, {"pci_bdf", bdf_of(++slot)}};
   }
   return tree;
 }

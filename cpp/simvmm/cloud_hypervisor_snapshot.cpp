@@ -30,7 +30,7 @@ std::string folder_of(const std::string& url) {
     throw Failure{500, {std::string(kCannotSend), fmt::format("Could not extract path from URL: {}", url)}};
   }
   std::string folder = url.substr(kScheme.size());
-  struct stat status {};
+  struct stat status{};
   if (::stat(folder.c_str(), &status) != 0 || !S_ISDIR(status.st_mode)) {
     throw Failure{500,
                   {std::string(kCannotSend), fmt::format("Destination is not a directory: {}", dump(Json(folder)))}};
@@ -98,7 +98,9 @@ Json CloudHypervisor::saved_state() const {
   add(0, std::min(bytes, kLowMemoryEnd));
   if (bytes > kLowMemoryEnd) add(kHighMemory, bytes - kLowMemoryEnd);
 
-  const Json memory{{"memory_ranges", {{"data", ranges}}}, {"guest_ram_mappings", mappings}, {"boot_ram", bytes},
+  const Json memory{{"memory_ranges", {{"data", ranges}}},
+                    {"guest_ram_mappings", mappings},
+                    {"boot_ram", bytes},
                     {"current_ram", bytes}};
   const Json device_manager{{"device_tree", device_tree()}, {"device_id_cnt", device_counter_}};
   return {{"snapshots",
@@ -133,19 +135,15 @@ void CloudHypervisor::snapshot(const std::string& body) {
   } catch (const Failure& failure) {
     throw Failure{failure.status, around(kWhat, kCannotSend, failure.chain)};
   } catch (const SystemError& error) {
-    throw Failure{500, around(kWhat, kCannotSend,
-                              {"Failed to send migratable component snapshot", std::string(step),
-                               os_error(error.code)})};
+    throw Failure{500,
+                  around(kWhat, kCannotSend,
+                         {"Failed to send migratable component snapshot", std::string(step), os_error(error.code)})};
   }
 }
 
 void CloudHypervisor::restore(const Json& request) {
   constexpr std::string_view kWhat = "The VM could not be restored";
   if (state_ != State::kNone) throw Failure{500, {"Error from API", std::string(kWhat), "VM is already created"}};
-  if (bool_of(request, "prefault", false) && string_of(request, "memory_restore_mode") == "OnDemand") {
-    throw Failure{400, around(kWhat, "Failed to validate config",
-                              {"'prefault' cannot be combined with 'memory_restore_mode=ondemand'"})};
-  }
   constexpr std::string_view kCannot = "Cannot restore VM";
   std::string folder;
   try {
@@ -166,11 +164,15 @@ void CloudHypervisor::restore(const Json& request) {
                                  os_error(error.code)})};
     } catch (const JsonError& error) {
       throw Failure{500, around(kWhat, kCannot,
-                                {std::string(kCannotReceive),
-                                 fmt::format("Error deserialising VM {} snapshot", called), error.text})};
+                                {std::string(kCannotReceive), fmt::format("Error deserialising VM {} snapshot", called),
+                                 error.text})};
     }
   };
   const Json config = read("config.json", "config");
+  if (bool_of(request, "prefault", false) && string_of(request, "memory_restore_mode") == "OnDemand") {
+    throw Failure{400, around(kWhat, "Failed to validate config",
+                              {"'prefault' cannot be combined with 'memory_restore_mode=ondemand'"})};
+  }
   const Json state = read("state.json", "state");
   try {
     check_object(config, kVmConfig, " at line 1 column 2");
@@ -198,8 +200,8 @@ void CloudHypervisor::restore(const Json& request) {
     open_devices();
     guest_.restore(memory);
   } catch (Failure& failure) {
-    // There is no VM again, and another restore may be tried; but after one that found no memory the console's socket is
-    // in its way.
+    // There is no VM again, and another restore may be tried; but after one that found no memory the console's socket
+    // is in its way.
     end_guest();
     config_ = nullptr;
     state_ = State::kNone;

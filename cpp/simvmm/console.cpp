@@ -22,6 +22,14 @@ void unblock(int fd) {
   if (flags >= 0) ::fcntl(fd, F_SETFL, flags | O_NONBLOCK);
 }
 
+sockaddr_un address_of(const std::string& path) {
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  if (path.size() >= sizeof address.sun_path) throw SystemError{ENAMETOOLONG};
+  std::memcpy(address.sun_path, path.data(), path.size());
+  return address;
+}
+
 bool is_ready(const std::vector<pollfd>& polls, int fd) {
   for (const pollfd& poll : polls) {
     if (fd >= 0 && poll.fd == fd) return poll.revents != 0;
@@ -32,10 +40,7 @@ bool is_ready(const std::vector<pollfd>& polls, int fd) {
 }  // namespace
 
 system::Fd listen_at(const std::string& path) {
-  sockaddr_un address{};
-  address.sun_family = AF_UNIX;
-  if (path.size() >= sizeof address.sun_path) throw SystemError{ENAMETOOLONG};
-  std::memcpy(address.sun_path, path.data(), path.size());
+  const sockaddr_un address = address_of(path);
   system::Fd fd(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
   if (!fd) throw SystemError{errno};
   if (::bind(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0 ||
@@ -43,6 +48,14 @@ system::Fd listen_at(const std::string& path) {
     throw SystemError{errno};
   }
   return fd;
+}
+
+void check_listens(const std::string& path) {
+  const sockaddr_un address = address_of(path);
+  const system::Fd fd(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  if (!fd || ::connect(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0) {
+    throw SystemError{errno};
+  }
 }
 
 Console Console::stdio() {

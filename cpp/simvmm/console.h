@@ -1,7 +1,7 @@
 #pragma once
-// Where the guest's serial line ends: nowhere, a pair of descriptors, a file, a pseudo-terminal, or a UNIX socket that one
-// client at a time has. A reader that does not read never stops the guest: what does not fit is lost, but for a socket,
-// where what was printed before its first client came waits for it.
+// Where the guest's serial line ends: nowhere, a pair of descriptors, a file, a pseudo-terminal, or a UNIX socket that
+// one client at a time has. A reader that does not read never stops the guest: what does not fit is lost, but for a
+// socket, where what was printed before its first client came waits for it.
 
 #include <poll.h>
 
@@ -20,6 +20,8 @@ struct SystemError {
 
 // A bound and listening UNIX socket. Errors SystemError
 system::Fd listen_at(const std::string& path);
+// Whoever listens there is asked nothing. Errors SystemError: nobody does
+void check_listens(const std::string& path);
 
 class Console {
  public:
@@ -43,12 +45,12 @@ class Console {
 
  private:
   std::string path_;
-  int in_ = -1;           // borrowed: stdin
-  system::Fd out_;        // output; of a pseudo-terminal and a client also input
-  system::Fd held_;       // a pseudo-terminal's other side, so that it never hangs up
+  int in_ = -1;      // borrowed: stdin
+  system::Fd out_;   // output; of a pseudo-terminal and a client also input
+  system::Fd held_;  // a pseudo-terminal's other side, so that it never hangs up
   system::Fd listener_;
   bool both_ways_ = false;
-  std::string waiting_;   // for the first client of a socket
+  std::string waiting_;  // for the first client of a socket
   bool had_client_ = false;
 };
 

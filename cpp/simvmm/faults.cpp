@@ -38,8 +38,8 @@ constexpr Field kEffect{"effect", Kind::kBool};
 constexpr std::array kDieFields{
     kDo, kOn, kCall, kAfter, kEffect, Field{"exit", Kind::kU8}, Field{"signal", Kind::kEnum, false, kSignals}};
 constexpr std::array kHangFields{kDo, kOn, kCall, kAfter, kEffect};
-constexpr std::array kAnswerFields{kDo,     kOnRequired, kCall, kRepeat, kEffect, Field{"status", Kind::kU16},
-                                   Field{"body", Kind::kString}};
+constexpr std::array kAnswerFields{
+    kDo, kOnRequired, kCall, kRepeat, kEffect, Field{"status", Kind::kU16}, Field{"body", Kind::kString}};
 constexpr std::array kGarbageFields{kDo, kOnRequired, kCall, kRepeat, kEffect, Field{"body", Kind::kString}};
 constexpr std::array kCloseFields{kDo, kOnRequired, kCall, kRepeat, kEffect, Field{"bytes", Kind::kU32}};
 constexpr std::array kSlowFields{kDo, kOn, kCall, kRepeat, Field{"time_ms", Kind::kU32, true}};
@@ -80,8 +80,8 @@ std::string normalized_call(const std::string& call) {
   const std::string_view method = std::string_view(call).substr(0, space);
   if (space == std::string::npos || space + 1 == call.size() ||
       std::find(kMethods.begin(), kMethods.end(), method) == kMethods.end()) {
-    throw PlanError{fmt::format("on: {:?}: it is \"METHOD PATH\" with one of {}, or \"*\"", call,
-                                fmt::join(kMethods, ", "))};
+    throw PlanError{
+        fmt::format("on: {:?}: it is \"METHOD PATH\" with one of {}, or \"*\"", call, fmt::join(kMethods, ", "))};
   }
   const std::string path = call.substr(space + 1);
   return fmt::format("{} {}{}", method, path.starts_with('/') ? "" : "/api/v1/", path);

@@ -32,8 +32,8 @@ struct Fault {
   Deed deed = Deed::kDie;
   std::string name;  // "die", as in the file
 
-  // When: at the call-th request of this method and path, from then on if it repeats; or this long after the start; or, with
-  // neither, at the start.
+  // When: at the call-th request of this method and path, from then on if it repeats; or this long after the start; or,
+  // with neither, at the start.
   std::optional<std::string> on;  // "PUT /actions"; "*": any
   unsigned call = 1;
   bool repeats = false;
@@ -61,8 +61,8 @@ struct PlanError {
 
 // Errors PlanError
 Plan parse_plan(std::string_view text);
-// $COCOON_SIMVMM_FAULTS (a path, or the text itself), else simvmm.json in the working directory, else <argv0>.json; with
-// none of them, nothing goes wrong. Errors PlanError
+// $COCOON_SIMVMM_FAULTS (a path, or the text itself), else simvmm.json in the working directory, else <argv0>.json;
+// with none of them, nothing goes wrong. Errors PlanError
 Plan load_plan(const std::string& argv0);
 
 // The plan as it is being carried out.

@@ -36,11 +36,8 @@ std::string capitalized(std::string_view name) {
 
 Firecracker::Firecracker(Options options, Log& log, Guest guest)
     : Machine(log, std::move(guest)), options_(std::move(options)) {
-  machine_config_ = {{"vcpu_count", 1},
-                     {"mem_size_mib", 128},
-                     {"smt", false},
-                     {"track_dirty_pages", false},
-                     {"huge_pages", "None"}};
+  machine_config_ = {
+      {"vcpu_count", 1}, {"mem_size_mib", 128}, {"smt", false}, {"track_dirty_pages", false}, {"huge_pages", "None"}};
   console_ = Console::stdio();
   routes_ = make_routes();
 }
@@ -48,8 +45,8 @@ Firecracker::Firecracker(Options options, Log& log, Guest guest)
 Answer Firecracker::handle(const Request& request) {
   log().write(Level::kInfo, "fc_api",
               request.body.empty()
-                  ? fmt::format("The API server received a {} request on \"{}\".",
-                                capitalized(name_of(request.method)), request.path)
+                  ? fmt::format("The API server received a {} request on \"{}\".", capitalized(name_of(request.method)),
+                                request.path)
                   : fmt::format("The API server received a {} request on \"{}\" with body {}.",
                                 capitalized(name_of(request.method)), request.path, dump(Json(request.body))));
   try {
@@ -154,10 +151,8 @@ std::vector<Firecracker::Route> Firecracker::make_routes() {
 
   return {
       {Method::kGet, "", false, shown([this] {
-         return Json{{"id", options_.id},
-                     {"state", state_name()},
-                     {"vmm_version", kVersion},
-                     {"app_name", "Firecracker"}};
+         return Json{
+             {"id", options_.id}, {"state", state_name()}, {"vmm_version", kVersion}, {"app_name", "Firecracker"}};
        })},
       {Method::kGet, "version", false, shown([] { return Json{{"firecracker_version", kVersion}}; })},
       {Method::kGet, "vm/config", false, shown([this] { return full_config(); })},
@@ -177,22 +172,24 @@ std::vector<Firecracker::Route> Firecracker::make_routes() {
       {Method::kPut, "actions", false, plain(&Firecracker::action)},
       {Method::kPut, "balloon", false, plain(&Firecracker::put_balloon)},
       {Method::kPut, "boot-source", false, plain(&Firecracker::put_boot_source)},
-      {Method::kPut, "cpu-config", false, [this](const std::string& body, const std::string&) {
+      {Method::kPut, "cpu-config", false,
+       [this](const std::string& body, const std::string&) {
          parse_json(body);
          require_not_started();
          return std::string();
        }},
       {Method::kPut, "drives", true, with_id(&Firecracker::put_drive)},
       {Method::kPut, "entropy", false, checked(kEntropy, before_start([this](const Json& body) {
-         entropy_ = {{"rate_limiter", member_of(body, "rate_limiter")}};
-         configured_ = true;
-       }))},
+                                                 entropy_ = {{"rate_limiter", member_of(body, "rate_limiter")}};
+                                                 configured_ = true;
+                                               }))},
       {Method::kPut, "hotplug/memory", false, checked(kMemoryHotplug, before_start([this](const Json& body) {
-         memory_hotplug_ = {{"total_size_mib", number_of(body, "total_size_mib", 0)},
-                            {"block_size_mib", number_of(body, "block_size_mib", 2)},
-                            {"slot_size_mib", number_of(body, "slot_size_mib", 128)}};
-         configured_ = true;
-       }))},
+                                                        memory_hotplug_ = {
+                                                            {"total_size_mib", number_of(body, "total_size_mib", 0)},
+                                                            {"block_size_mib", number_of(body, "block_size_mib", 2)},
+                                                            {"slot_size_mib", number_of(body, "slot_size_mib", 128)}};
+                                                        configured_ = true;
+                                                      }))},
       {Method::kPut, "logger", false, plain(&Firecracker::put_logger)},
       {Method::kPut, "machine-config", false, plain(&Firecracker::put_machine_config)},
       {Method::kPut, "metrics", false, checked(kMetrics, before_start([](const Json&) {}))},
@@ -205,11 +202,13 @@ std::vector<Firecracker::Route> Firecracker::make_routes() {
       {Method::kPut, "snapshot/load", false, plain(&Firecracker::load_snapshot)},
       {Method::kPut, "vsock", false, plain(&Firecracker::put_vsock)},
 
-      {Method::kPatch, "balloon", false, checked(kBalloonUpdate, [this](const Json&) {
-         require_started();
-         throw Fault{balloon_.is_null() ? fmt::format("Balloon update error: {}", kNotFound)
-                                        : "Balloon update error: Balloon: Device not activated yet."};
-       })},
+      {Method::kPatch, "balloon", false,
+       checked(kBalloonUpdate,
+               [this](const Json&) {
+                 require_started();
+                 throw Fault{balloon_.is_null() ? fmt::format("Balloon update error: {}", kNotFound)
+                                                : "Balloon update error: Balloon: Device not activated yet."};
+               })},
       {Method::kPatch, "balloon/statistics", false,
        checked(kBalloonStatsUpdate,
                after_start("Balloon update error: Balloon: Statistics cannot be enabled/disabled after activation."))},
@@ -219,14 +218,16 @@ std::vector<Firecracker::Route> Firecracker::make_routes() {
                after_start("Memory hotplug update error: Failed perform action on device: Device not found"))},
       {Method::kPatch, "machine-config", false, plain(&Firecracker::patch_machine_config)},
       {Method::kPatch, "mmds", false, plain(&Firecracker::put_mmds)},
-      {Method::kPatch, "network-interfaces", true, checked(kNetworkInterfaceUpdate, [this](const Json& body) {
-         require_started();
-         const std::string id = string_of(body, "iface_id");
-         if (std::none_of(interfaces_.begin(), interfaces_.end(),
-                          [&](const Json& known) { return string_of(known, "iface_id") == id; })) {
-           throw Fault{fmt::format("Network config error: Unable to update the net device: {}", kNotFound)};
-         }
-       })},
+      {Method::kPatch, "network-interfaces", true,
+       checked(kNetworkInterfaceUpdate,
+               [this](const Json& body) {
+                 require_started();
+                 const std::string id = string_of(body, "iface_id");
+                 if (std::none_of(interfaces_.begin(), interfaces_.end(),
+                                  [&](const Json& known) { return string_of(known, "iface_id") == id; })) {
+                   throw Fault{fmt::format("Network config error: Unable to update the net device: {}", kNotFound)};
+                 }
+               })},
       {Method::kPatch, "vm", false, plain(&Firecracker::patch_vm)},
 
       {Method::kDelete, "drives", true, removes(drives_, "drive_id", "Drive")},

@@ -39,7 +39,7 @@ class Firecracker final : public Machine {
   [[nodiscard]] Response refusal(int status, std::string_view why) const override;
   std::optional<int> on_guest_end(GuestEnd end) override;
   [[nodiscard]] int exit_code_of_signal(int) const override { return 156; }  // SIGHUP
-  void close() override {}  // leaves every file behind
+  void close() override {}                                                   // leaves every file behind
 
   [[nodiscard]] bool load_failed() const { return load_failed_; }
 

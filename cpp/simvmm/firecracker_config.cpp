@@ -80,7 +80,8 @@ void Firecracker::set_machine_config(const Json& wanted) {
         "Machine config error: The memory size (MiB) is either 0, or not a multiple of the configured page size."};
   }
   if (number_of(balloon_, "amount_mib", 0) > memory_mib) {
-    throw Fault{"Machine config error: The memory size (MiB) is smaller than the previously set balloon device target size."};
+    throw Fault{
+        "Machine config error: The memory size (MiB) is smaller than the previously set balloon device target size."};
   }
   machine_config_ = wanted;
   configured_ = true;
@@ -97,9 +98,9 @@ void Firecracker::put_boot_source(const std::string& body) {
   try {
     if (const std::string initrd = string_of(wanted, "initrd_path"); !initrd.empty()) check_readable(initrd, false);
   } catch (const SystemError& error) {
-    throw Fault{
-        fmt::format("Boot source error: The initrd file cannot be opened due to invalid path or invalid permissions. {}",
-                    os_error(error.code))};
+    throw Fault{fmt::format(
+        "Boot source error: The initrd file cannot be opened due to invalid path or invalid permissions. {}",
+        os_error(error.code))};
   }
   if (string_of(wanted, "boot_args").size() >= kMostCommandLine) {
     throw Fault{"Boot source error: The kernel command line is invalid: Invalid cmdline capacity provided."};
@@ -280,8 +281,7 @@ void Firecracker::put_mmds_config(const std::string& body) {
   const Json wanted = parse_object(body, kMmdsConfig);
   require_not_started();
   if (member_of(wanted, "network_interfaces").empty()) {
-    throw Fault{
-        "MMMDS config error: The list of network interface IDs that allow forwarding MMDS requests is empty."};
+    throw Fault{"MMMDS config error: The list of network interface IDs that allow forwarding MMDS requests is empty."};
   }
   mmds_config_ = {{"version", string_of(wanted, "version", "V1")},
                   {"network_interfaces", member_of(wanted, "network_interfaces")},
@@ -326,7 +326,8 @@ void Firecracker::start() {
 
 void Firecracker::apply_config(const Json& config) {
   if (!config.is_object()) throw JsonError{"invalid type, expected struct VmmConfig"};
-  const auto each = [](const Json& devices, std::string_view key, const std::function<void(std::string, std::string)>& put) {
+  const auto each = [](const Json& devices, std::string_view key,
+                       const std::function<void(std::string, std::string)>& put) {
     for (const Json& device : devices) put(dump(device), string_of(device, key));
   };
   // The structures first, whatever the order of the file, as they depend on each other.

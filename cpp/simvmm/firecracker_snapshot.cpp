@@ -39,7 +39,8 @@ Json read_state(const std::string& path) {
   }
   constexpr std::string_view kCannotLoad = "Failed to load snapshot state from file: ";
   std::uint64_t crc = 0;
-  if (text.size() < sizeof crc) throw state_fault(fmt::format("{}IO Error: File too short to contain CRC", kCannotLoad));
+  if (text.size() < sizeof crc)
+    throw state_fault(fmt::format("{}IO Error: File too short to contain CRC", kCannotLoad));
   std::memcpy(&crc, text.data() + text.size() - sizeof crc, sizeof crc);
   text.resize(text.size() - sizeof crc);
   // Decoded first, as far as that fails on what was cut or is something else; then the checksum.
@@ -76,8 +77,8 @@ void Firecracker::create_snapshot(const std::string& body) {
     write_memory(string_of(wanted, "mem_file_path"), number_of(machine_config_, "mem_size_mib", 0) << 20U, 0644, diff,
                  false, guest_.memory());
   } catch (const SystemError& error) {
-    throw Fault{fmt::format("Create snapshot error: Cannot perform open on the memory backing file: {}",
-                            os_error(error.code))};
+    throw Fault{
+        fmt::format("Create snapshot error: Cannot perform open on the memory backing file: {}", os_error(error.code))};
   }
 }
 
@@ -120,14 +121,19 @@ void Firecracker::restore(const Json& request) {
   const std::string huge_pages = string_of(request, "huge_pages", "Snapshot");
   constexpr std::string_view kCannotLoad = "Failed to load guest memory: ";
   if (uffd) {
-    // A page-fault handler is another process's business; the simulator only says that there is none.
-    throw load_fault(fmt::format(
-        "{}Error creating guest memory from uffd: Failed to connect to UDS Unix stream: {}", kCannotLoad,
-        os_error(ECONNREFUSED)));
+    constexpr std::string_view kFromUffd = "Error creating guest memory from uffd: ";
+    try {
+      check_listens(memory_path);
+    } catch (const SystemError& error) {
+      throw load_fault(
+          fmt::format("{}{}Failed to connect to UDS Unix stream: {}", kCannotLoad, kFromUffd, os_error(error.code)));
+    }
+    // There is no memory here whose page faults another process could handle.
+    throw load_fault(fmt::format("{}{}the simulator cannot", kCannotLoad, kFromUffd));
   }
   if (huge_pages == "2M") {
-    throw load_fault(fmt::format("{}Cannot restore hugetlbfs backed snapshot by mapping the memory file. Please use uffd.",
-                                 kCannotLoad));
+    throw load_fault(fmt::format(
+        "{}Cannot restore hugetlbfs backed snapshot by mapping the memory file. Please use uffd.", kCannotLoad));
   }
   Guest::Memory memory;
   try {

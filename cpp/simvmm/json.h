@@ -1,5 +1,6 @@
 #pragma once
-// JSON bodies, refused as serde refuses them: the VMMs' answers quote it, and what it lets pass differs between the two.
+// JSON bodies, refused as serde refuses them: the VMMs' answers quote it, and what it lets pass differs between the
+// two.
 
 #include <cstdint>
 #include <span>
@@ -12,8 +13,8 @@ namespace cocoon::simvmm {
 
 using Json = nlohmann::ordered_json;
 
-// The text of serde_json for a body it cannot take. The line and column it ends in are those of the body's end, which is
-// where serde is only if the trouble is there.
+// The text of serde_json for a body it cannot take. The line and column it ends in are those of the body's end, which
+// is where serde is only if the trouble is there.
 struct JsonError {
   std::string text;
 };

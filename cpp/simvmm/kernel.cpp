@@ -18,7 +18,10 @@ bool is_kernel(const std::string& path) {
     return count == static_cast<ssize_t>(magic.size()) ? std::string_view(magic.data(), magic.size())
                                                        : std::string_view();
   };
-  return at(0) == "\x7f" "ELF" || at(0x202) == "HdrS";
+  return at(0) ==
+             "\x7f"
+             "ELF" ||
+         at(0x202) == "HdrS";
 }
 
 }  // namespace cocoon::simvmm

@@ -37,8 +37,8 @@ std::string wall_time() {
   const timespec time = now(CLOCK_REALTIME);
   tm parts{};
   ::gmtime_r(&time.tv_sec, &parts);
-  return fmt::format("{:04}-{:02}-{:02}T{:02}:{:02}:{:02}.{:09}", parts.tm_year + 1900, parts.tm_mon + 1,
-                     parts.tm_mday, parts.tm_hour, parts.tm_min, parts.tm_sec, time.tv_nsec);
+  return fmt::format("{:04}-{:02}-{:02}T{:02}:{:02}:{:02}.{:09}", parts.tm_year + 1900, parts.tm_mon + 1, parts.tm_mday,
+                     parts.tm_hour, parts.tm_min, parts.tm_sec, time.tv_nsec);
 }
 
 double monotonic_seconds() {
@@ -59,11 +59,10 @@ void Log::append_to(const std::string& path) {
 
 void Log::write(Level level, std::string_view thread, std::string_view text) {
   if (level > level_) return;
-  const std::string line =
-      format_ == Format::kFirecracker
-          ? fmt::format("{} [{}:{}] {}\n", wall_time(), id_, thread, text)
-          : fmt::format("cloud-hypervisor: {:10.6f}s: <{}> {}:simvmm -- {}\n", monotonic_seconds() - started_, thread,
-                        name_of(level), text);
+  const std::string line = format_ == Format::kFirecracker
+                               ? fmt::format("{} [{}:{}] {}\n", wall_time(), id_, thread, text)
+                               : fmt::format("cloud-hypervisor: {:10.6f}s: <{}> {}:simvmm -- {}\n",
+                                             monotonic_seconds() - started_, thread, name_of(level), text);
   // Nothing can be done about a log that takes no more.
   [[maybe_unused]] const ssize_t written = ::write(file_ ? file_.get() : borrowed_, line.data(), line.size());
 }

@@ -1,5 +1,5 @@
-// cocoon-simvmm: behaves as Firecracker or as Cloud Hypervisor, by the name it is called by or else by its arguments, and
-// breaks on request. docs/simulator.md says what it does.
+// cocoon-simvmm: behaves as Firecracker or as Cloud Hypervisor, by the name it is called by or else by its arguments,
+// and breaks on request. docs/simulator.md says what it does.
 
 #include <string>
 #include <string_view>
@@ -7,6 +7,4 @@
 
 #include "simvmm/run.h"
 
-int main(int argc, char** argv) {
-  return cocoon::simvmm::run(std::vector<std::string>(argv, argv + argc));
-}
+int main(int argc, char** argv) { return cocoon::simvmm::run(std::vector<std::string>(argv, argv + argc)); }

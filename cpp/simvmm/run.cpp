@@ -14,7 +14,8 @@ namespace {
 constexpr int kBadPlan = 78;
 constexpr std::string_view kUsage =
     "usage: cocoon-simvmm firecracker|cloud-hypervisor ARGUMENT...\n"
-    "Called by either of these names, or with --api-sock or --api-socket, it takes the arguments of that VMM at once.\n";
+    "Called by either of these names, or with --api-sock or --api-socket, it takes the arguments of that VMM at "
+    "once.\n";
 
 using Run = int (*)(const std::vector<std::string>&, Faults&);
 

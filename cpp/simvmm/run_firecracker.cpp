@@ -26,13 +26,24 @@ namespace {
 constexpr int kBadArgument = 153;
 constexpr int kBadLevel = 152;
 
-constexpr std::array<std::string_view, 15> kWithValue{
-    "api-sock",  "config-file",    "describe-snapshot", "http-api-max-payload-size", "id",     "level",
-    "log-path",  "metadata",       "metrics-path",      "mmds-size-limit",           "module", "parent-cpu-time-us",
-    "seccomp-filter", "start-time-cpu-us", "start-time-us"};
-constexpr std::array<std::string_view, 9> kFlags{"boot-timer", "enable-pci",       "help",           "no-api",
-                                                 "no-seccomp", "show-level", "show-log-origin", "snapshot-version",
-                                                 "version"};
+constexpr std::array<std::string_view, 15> kWithValue{"api-sock",
+                                                      "config-file",
+                                                      "describe-snapshot",
+                                                      "http-api-max-payload-size",
+                                                      "id",
+                                                      "level",
+                                                      "log-path",
+                                                      "metadata",
+                                                      "metrics-path",
+                                                      "mmds-size-limit",
+                                                      "module",
+                                                      "parent-cpu-time-us",
+                                                      "seccomp-filter",
+                                                      "start-time-cpu-us",
+                                                      "start-time-us"};
+constexpr std::array<std::string_view, 9> kFlags{"boot-timer",      "enable-pci",       "help",
+                                                 "no-api",          "no-seccomp",       "show-level",
+                                                 "show-log-origin", "snapshot-version", "version"};
 
 // What ends the process before it serves: a line of its log, another on standard error, and the code.
 struct Exit {
@@ -107,14 +118,14 @@ system::Fd listen_on_api(const std::string& path) {
     return listen_at(path);
   } catch (const SystemError& error) {
     if (error.code == EADDRINUSE) {
-      throw Exit{1,
-                 fmt::format("RunWithApiError error: Failed to open the API socket at: {}. Check that it is not already "
-                             "used.",
-                             path),
-                 fmt::format("RunWithApi(FailedToBindSocket(\"{}\"))", path)};
+      throw Exit{
+          1,
+          fmt::format("RunWithApiError error: Failed to open the API socket at: {}. Check that it is not already "
+                      "used.",
+                      path),
+          fmt::format("RunWithApi(FailedToBindSocket(\"{}\"))", path)};
     }
-    const std::string why =
-        error.code == ENAMETOOLONG ? "path must be shorter than SUN_LEN" : os_error(error.code);
+    const std::string why = error.code == ENAMETOOLONG ? "path must be shorter than SUN_LEN" : os_error(error.code);
     throw Exit{1, fmt::format("RunWithApiError error: Failed to bind and run the HTTP server: IO error: {}", why),
                fmt::format("RunWithApi(FailedToBindAndRunHttpServer(IOError({})))", why)};
   }
@@ -158,8 +169,9 @@ int serve(const std::map<std::string, std::string>& given, Log& log, Faults& fau
     const auto found = given.find(name);
     return found == given.end() ? std::string(otherwise) : found->second;
   };
-  firecracker::Options options{.id = value("id", "anonymous-instance"), .pci = given.contains("enable-pci"),
-                                .guest_ignores_requests = faults.plan().guest_ignores_requests};
+  firecracker::Options options{.id = value("id", "anonymous-instance"),
+                               .pci = given.contains("enable-pci"),
+                               .guest_ignores_requests = faults.plan().guest_ignores_requests};
   check_id(log, options.id);
   log.set_id(options.id);
   if (given.contains("level")) log.set_level(level_of(value("level", "")));

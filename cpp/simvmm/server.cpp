@@ -56,7 +56,8 @@ int Server::run() {
       }
       serve(*connection);
     }
-    std::erase_if(connections_, [this](const auto& connection) { return !connection->fd && connection.get() != slow_; });
+    std::erase_if(connections_,
+                  [this](const auto& connection) { return !connection->fd && connection.get() != slow_; });
     if (!exit_code_ && !is_deaf() && is_ready(listener_.get())) accept_one();
   }
   machine_.console().write(machine_.guest().take_output());
@@ -155,7 +156,7 @@ void Server::answer_wrongly(Connection& connection, const Request& request, cons
       return;
     }
     case Deed::kGarbage:
-      send(connection, fault.body.empty() ? std::string_view("\x7f\0 this is not HTTP\r\n\r\n\xff", 25) : fault.body);
+      send(connection, fault.body.empty() ? std::string_view("\x7f\0 this is not HTTP\r\n\r\n\xff", 24) : fault.body);
       return;
     case Deed::kClose:
       send(connection, std::string_view(right).substr(0, std::min(fault.bytes, right.size())));

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "cocoon/system/fd.h"
+
 #include "simvmm/faults.h"
 #include "simvmm/http.h"
 #include "simvmm/machine.h"

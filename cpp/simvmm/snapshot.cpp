@@ -9,6 +9,7 @@
 #include <cstring>
 
 #include "cocoon/system/fd.h"
+
 #include "simvmm/console.h"
 
 namespace cocoon::simvmm {
@@ -41,7 +42,7 @@ void write_all(int fd, std::string_view bytes, std::uint64_t at) {
 }
 
 struct stat stat_of(int fd) {
-  struct stat status {};
+  struct stat status{};
   if (::fstat(fd, &status) != 0) throw SystemError{errno};
   return status;
 }

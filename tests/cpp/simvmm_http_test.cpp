@@ -72,10 +72,28 @@ TEST(SimvmmHttp, ABodyOverTheLimitIsRefusedBeforeItIsSent) {
 
 // Pieces of requests, whole and mangled, in random order and cuts. What comes out is bounded by what went in.
 TEST(SimvmmHttp, NoBytesBreakIt) {
-  constexpr std::string_view kPieces[] = {
-      "GET ",  "PUT ",    "/",      "/version", " HTTP/1.1", " HTTP/1.0", "\r\n",  "\r\n\r\n",
-      "\r",    "\n",      ":",      ",",        "Expect: 100-continue\r\n", "Content-Length: 3\r\n", "Content-Length: 4294967295\r\n",
-      "{}",    "\xff",    "\xe2\x82", "Accept-Encoding: *;q=0\r\n", "http://", " ", "Content-Length: 0\r\n"};
+  constexpr std::string_view kPieces[] = {"GET ",
+                                          "PUT ",
+                                          "/",
+                                          "/version",
+                                          " HTTP/1.1",
+                                          " HTTP/1.0",
+                                          "\r\n",
+                                          "\r\n\r\n",
+                                          "\r",
+                                          "\n",
+                                          ":",
+                                          ",",
+                                          "Expect: 100-continue\r\n",
+                                          "Content-Length: 3\r\n",
+                                          "Content-Length: 4294967295\r\n",
+                                          "{}",
+                                          "\xff",
+                                          "\xe2\x82",
+                                          "Accept-Encoding: *;q=0\r\n",
+                                          "http://",
+                                          " ",
+                                          "Content-Length: 0\r\n"};
   const std::uint32_t seed = std::random_device()();
   SCOPED_TRACE(fmt::format("seed {}", seed));
   std::mt19937 random(seed);
@@ -107,8 +125,27 @@ TEST(SimvmmHttp, NoBytesBreakIt) {
 }
 
 TEST(SimvmmJson, NoTextBreaksIt) {
-  constexpr std::string_view kPieces[] = {"{", "}", "[", "]", ",", ":", "\"", "\\", "null", "true", "1", "-1", "1e999", "18446744073709551616",
-                                          "\"cpus\":", "\"memory\":{\"size\":", "\"disks\":[{", "\"path\":\"a\"", "\xff", " ", "\"vcpu_count\":"};
+  constexpr std::string_view kPieces[] = {"{",
+                                          "}",
+                                          "[",
+                                          "]",
+                                          ",",
+                                          ":",
+                                          "\"",
+                                          "\\",
+                                          "null",
+                                          "true",
+                                          "1",
+                                          "-1",
+                                          "1e999",
+                                          "18446744073709551616",
+                                          "\"cpus\":",
+                                          "\"memory\":{\"size\":",
+                                          "\"disks\":[{",
+                                          "\"path\":\"a\"",
+                                          "\xff",
+                                          " ",
+                                          "\"vcpu_count\":"};
   const std::uint32_t seed = std::random_device()();
   SCOPED_TRACE(fmt::format("seed {}", seed));
   std::mt19937 random(seed);
@@ -153,26 +190,28 @@ TEST_P(SimvmmPlan, MistakesAreNamed) {
 
 INSTANTIATE_TEST_SUITE_P(
     All, SimvmmPlan,
-    testing::Values(
-        BadPlan{"", "expected value"}, BadPlan{"[]", "expected struct plan"}, BadPlan{R"({"fault": []})", "unknown field `fault`"},
-        BadPlan{R"({"faults": {}})", "faults: a list"}, BadPlan{R"({"faults": [1]})", "faults[0]: a fault is an object"},
-        BadPlan{R"({"faults": [{"do": "dye"}]})", "do: \"dye\": there are die, hang"},
-        BadPlan{R"({"faults": [{"do": "die", "o": "PUT /x"}]})", "unknown field `o`"},
-        BadPlan{R"({"faults": [{"do": "die", "on": "/x"}]})", "\"METHOD PATH\""},
-        BadPlan{R"({"faults": [{"do": "die", "on": "POST /x"}]})", "\"METHOD PATH\""},
-        BadPlan{R"({"faults": [{"do": "die", "on": "PUT /x", "after_ms": 1}]})", "exclude each other"},
-        BadPlan{R"({"faults": [{"do": "die", "call": 2}]})", "need on"},
-        BadPlan{R"({"faults": [{"do": "die", "on": "*", "call": 0}]})", "the first is 1"},
-        BadPlan{R"({"faults": [{"do": "die", "exit": 1, "signal": "KILL"}]})", "exclude each other"},
-        BadPlan{R"({"faults": [{"do": "die", "exit": 256}]})", "expected u8"},
-        BadPlan{R"({"faults": [{"do": "die", "signal": "FOO"}]})", "unknown variant `FOO`"},
-        BadPlan{R"({"faults": [{"do": "answer"}]})", "missing field `on`"},
-        BadPlan{R"({"faults": [{"do": "answer", "on": "*", "status": 99}]})", "200 to 599"},
-        BadPlan{R"({"faults": [{"do": "close", "on": "*", "bytes": 3}]})", "\"effect\": true"},
-        BadPlan{R"({"faults": [{"do": "slow", "on": "*"}]})", "missing field `time_ms`"},
-        BadPlan{R"({"faults": [{"do": "power-off"}]})", "missing field `after_ms`"},
-        BadPlan{R"({"faults": [{"do": "no-socket", "on": "*"}]})", "unknown field `on`"},
-        BadPlan{R"({"guest": {"tick_ms": 0}})", "at least 1"}, BadPlan{R"({"guest": {"ticks": 1}})", "unknown field `ticks`"}));
+    testing::Values(BadPlan{"", "expected value"}, BadPlan{"[]", "expected struct plan"},
+                    BadPlan{R"({"fault": []})", "unknown field `fault`"},
+                    BadPlan{R"({"faults": {}})", "faults: a list"},
+                    BadPlan{R"({"faults": [1]})", "faults[0]: a fault is an object"},
+                    BadPlan{R"({"faults": [{"do": "dye"}]})", "do: \"dye\": there are die, hang"},
+                    BadPlan{R"({"faults": [{"do": "die", "o": "PUT /x"}]})", "unknown field `o`"},
+                    BadPlan{R"({"faults": [{"do": "die", "on": "/x"}]})", "\"METHOD PATH\""},
+                    BadPlan{R"({"faults": [{"do": "die", "on": "POST /x"}]})", "\"METHOD PATH\""},
+                    BadPlan{R"({"faults": [{"do": "die", "on": "PUT /x", "after_ms": 1}]})", "exclude each other"},
+                    BadPlan{R"({"faults": [{"do": "die", "call": 2}]})", "need on"},
+                    BadPlan{R"({"faults": [{"do": "die", "on": "*", "call": 0}]})", "the first is 1"},
+                    BadPlan{R"({"faults": [{"do": "die", "exit": 1, "signal": "KILL"}]})", "exclude each other"},
+                    BadPlan{R"({"faults": [{"do": "die", "exit": 256}]})", "expected u8"},
+                    BadPlan{R"({"faults": [{"do": "die", "signal": "FOO"}]})", "unknown variant `FOO`"},
+                    BadPlan{R"({"faults": [{"do": "answer"}]})", "missing field `on`"},
+                    BadPlan{R"({"faults": [{"do": "answer", "on": "*", "status": 99}]})", "200 to 599"},
+                    BadPlan{R"({"faults": [{"do": "close", "on": "*", "bytes": 3}]})", "\"effect\": true"},
+                    BadPlan{R"({"faults": [{"do": "slow", "on": "*"}]})", "missing field `time_ms`"},
+                    BadPlan{R"({"faults": [{"do": "power-off"}]})", "missing field `after_ms`"},
+                    BadPlan{R"({"faults": [{"do": "no-socket", "on": "*"}]})", "unknown field `on`"},
+                    BadPlan{R"({"guest": {"tick_ms": 0}})", "at least 1"},
+                    BadPlan{R"({"guest": {"ticks": 1}})", "unknown field `ticks`"}));
 
 TEST(SimvmmFaults, TheNthCallIsHitAndThenTheNext) {
   Faults faults(parse_plan(R"({"faults": [{"do": "hang", "on": "PUT vm.boot", "call": 2},

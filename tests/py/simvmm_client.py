@@ -114,7 +114,7 @@ class Vmm:
             try:
                 while chunk := connection.recv(65536):
                     received += chunk
-            except TimeoutError:
+            except (TimeoutError, ConnectionResetError):
                 pass
         return received
 

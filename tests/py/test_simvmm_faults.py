@@ -262,6 +262,7 @@ def test_where_the_plan_comes_from(tmp_root: Path, name: str) -> None:
     folder = tmp_root / "run"
 
     def code(**options: Any) -> int:
+        (folder / "api.sock").unlink(missing_ok=True)
         with running(vmms.binaries[name], name, folder, wait=False, **options) as vmm:
             return vmm.wait()
 
