@@ -1,0 +1,1 @@
+"""What tests, benchmarks and notebooks need beside the engine. Nothing here runs VMs."""
