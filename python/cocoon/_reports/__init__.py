@@ -1,4 +1,8 @@
-"""What people and other programs see of a ledger: HTML, pictures, files. The core calls these by name."""
+"""What people and other programs see of a ledger: HTML, pictures, files. The core calls these by name.
+
+Its halves of the same methods begin with an underscore (bindings/ledger.cpp, bindings/table.cpp); the stub leaves them
+out, so they are called on Any here.
+"""
 
 from cocoon._reports.export import export
 from cocoon._reports.html import audit_html, ledger_html, reconcile_html, table_html

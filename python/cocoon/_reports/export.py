@@ -18,7 +18,7 @@ _ROW_GROUP = 16 << 20  # bytes of CSV
 
 
 def export(
-    ledger: Ledger,
+    ledger: Any,
     dest: str | os.PathLike[str] | BinaryIO,
     *,
     format: str,  # noqa: A002 - the interface's name
@@ -40,7 +40,8 @@ def export(
     parquet = _import_pyarrow() if format == "parquet" else None  # before the file is begun
 
     def run(write: Callable[[bytes], object]) -> int:
-        return ledger._export(write, inner, since_seq, until_seq, node_id, every_ns, progress)
+        rows: int = ledger._export(write, inner, since_seq, until_seq, node_id, every_ns, progress)
+        return rows
 
     with _opened(dest) as file:
         return run(file.write) if parquet is None else _write_parquet(parquet, file, run)
@@ -94,7 +95,7 @@ def _opened(dest: str | os.PathLike[str] | BinaryIO) -> Iterator[BinaryIO]:
 
 def _import_pyarrow() -> Any:
     try:
-        import pyarrow
+        import pyarrow  # noqa: ICN001 - the name is the whole module's
         import pyarrow.csv
         import pyarrow.parquet
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""HTML for notebooks. All of it takes the notebook's colours, everything from a ledger is escaped, sizes are bounded."""
+"""HTML for notebooks. It takes the notebook's colours, everything from a ledger is escaped, sizes are bounded."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -6,11 +6,12 @@ from datetime import UTC, datetime
 from html import escape
 from typing import Any
 
-from cocoon._core import AuditReport, Ledger, ReconcileReport, Table
+from cocoon._core import AuditReport, Ledger, ReconcileReport
 from cocoon.errors import LedgerError
 
 _ROWS = 30
 _CELL = 120  # characters
+_MESSAGE = 400
 _GIB = 1 << 30
 
 # Text and lines in the notebook's own colour, so that light and dark need no case. The two status colours have one:
@@ -35,7 +36,7 @@ padding:3px 10px 3px 0;text-align:left;vertical-align:top;white-space:nowrap;bac
 </style>"""
 
 
-def table_html(table: Table) -> str:
+def table_html(table: Any) -> str:
     """The first rows."""
     return _page(_table(table.column_names, table._head(_ROWS), total=len(table)))
 
@@ -178,11 +179,11 @@ def _cell(column: str, value: Any, bad: bool) -> str:
     if bad and value not in {"ok", "busy"}:
         classes.append("bad")
     attribute = f' class="{" ".join(classes)}"' if classes else ""
-    return f"<td{attribute}>{_text(text)}</td>"
+    return f"<td{attribute}>{_text(text, _MESSAGE if column == 'message' else _CELL)}</td>"
 
 
-def _text(text: str) -> str:
+def _text(text: str, most: int = _CELL) -> str:
     """Escaped, cut where it is long; control characters and those that turn writing around are shown, not obeyed."""
-    cut = text if len(text) <= _CELL else text[: _CELL - 1] + "…"
+    cut = text if len(text) <= most else text[: most - 1] + "…"
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in cut)
     return escape(shown, quote=True)
