@@ -325,9 +325,9 @@ Raises InvalidArgument.)")
            "progress"_a)
       .def(
           "export",
-          [](const py::object& self, const ExportDest& dest, const ExportFormatName& format, const py::int_& since_seq,
-             const Typed<"int | None">& until_seq, const MaybeProgress& progress,
-             const Typed<"float | datetime.timedelta">& every, const Typed<"str | None">& node_id) -> py::int_ {
+          [](const py::object& self, const ExportDest& dest, const ExportFormatName& format, const Int& since_seq,
+             const MaybeInt& until_seq, const MaybeProgress& progress, const Typed<"float | datetime.timedelta">& every,
+             const Typed<"str | None">& node_id) -> py::int_ {
             return reports("export")(self, dest, "format"_a = format, "since_seq"_a = since_seq,
                                      "until_seq"_a = until_seq, "progress"_a = progress,
                                      "every_ns"_a = to_duration("every", every), "node_id"_a = node_id);
@@ -343,7 +343,7 @@ Raises InvalidArgument; LedgerError; OSError from writing.)")
       .def(
           "timeline",
           [](const py::object& self, const Typed<"collections.abc.Iterable[str] | None">& ids,
-             const MaybeDatetime& since, const MaybeDatetime& until, const py::int_& most)
+             const MaybeDatetime& since, const MaybeDatetime& until, const Int& most)
               ->Typed<"typing.Any"> {
                 return reports("timeline")(self, "ids"_a = ids, "since"_a = since, "until"_a = until, "most"_a = most);
               },

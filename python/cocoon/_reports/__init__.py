@@ -1,7 +1,6 @@
 """What people and other programs see of a ledger: HTML, pictures, files. The core calls these by name.
 
-Its halves of the same methods begin with an underscore (bindings/ledger.cpp, bindings/table.cpp); the stub leaves them
-out, so they are called on Any here.
+Its own halves of the same methods begin with an underscore (bindings/ledger.cpp, bindings/table.cpp).
 """
 
 from cocoon._reports.export import export

@@ -18,7 +18,7 @@ _ROW_GROUP = 16 << 20  # bytes of CSV
 
 
 def export(
-    ledger: Any,
+    ledger: Ledger,
     dest: str | os.PathLike[str] | BinaryIO,
     *,
     format: str,  # noqa: A002 - the interface's name
@@ -40,8 +40,7 @@ def export(
     parquet = _import_pyarrow() if format == "parquet" else None  # before the file is begun
 
     def run(write: Callable[[bytes], object]) -> int:
-        rows: int = ledger._export(write, inner, since_seq, until_seq, node_id, every_ns, progress)
-        return rows
+        return ledger._export(write, inner, since_seq, until_seq, node_id, every_ns, progress)
 
     with _opened(dest) as file:
         return run(file.write) if parquet is None else _write_parquet(parquet, file, run)

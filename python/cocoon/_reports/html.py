@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from html import escape
 from typing import Any
 
-from cocoon._core import AuditReport, Ledger, ReconcileReport
+from cocoon._core import AuditReport, Ledger, ReconcileReport, Table
 from cocoon.errors import LedgerError
 
 _ROWS = 30
@@ -36,7 +36,7 @@ padding:3px 10px 3px 0;text-align:left;vertical-align:top;white-space:nowrap;bac
 </style>"""
 
 
-def table_html(table: Any) -> str:
+def table_html(table: Table) -> str:
     """The first rows."""
     return _page(_table(table.column_names, table._head(_ROWS), total=len(table)))
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from cocoon._core import Ledger
 from cocoon.errors import InvalidArgument
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -17,7 +18,7 @@ _CROSS = "M-1,-1L1,1M-1,1L1,-1"  # ✕
 
 
 def timeline(
-    ledger: Any, *, ids: Iterable[str] | None, since: datetime | None, until: datetime | None, most: int
+    ledger: Ledger, *, ids: Iterable[str] | None, since: datetime | None, until: datetime | None, most: int
 ) -> Any:
     """As ``Ledger.timeline``."""
     altair = _import_altair()
@@ -55,7 +56,7 @@ def _import_altair() -> Any:
 
 
 def _choose(
-    ledger: Any, asked: list[str] | None, since: datetime | None, until: datetime, most: int
+    ledger: Ledger, asked: list[str] | None, since: datetime | None, until: datetime, most: int
 ) -> tuple[list[str], int]:
     """Ids of rows, the greatest users first, and how many there are in all."""
     if asked is not None:
@@ -90,8 +91,7 @@ def _ns(moment: datetime | None) -> int | None:
 
 
 def _time(ns: int) -> str:
-    moment: datetime = _EPOCH + timedelta(microseconds=ns // 1000)
-    return moment.isoformat()
+    return (_EPOCH + timedelta(microseconds=ns // 1000)).isoformat()
 
 
 def _length(ns: int) -> str:
