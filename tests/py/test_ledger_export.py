@@ -248,6 +248,23 @@ def test_an_interval_that_goes_on_comes_again_only_where_it_changed(tmp_path: Pa
     assert all(row["x_Open"] == "true" for row in rows)
 
 
+def test_times_at_the_ends_of_time(tmp_path: Path) -> None:
+    first, last = -(2**63), 2**63 - 1
+    path = write(
+        tmp_path / "ledger.jsonl",
+        Entry("vm.storage.start", vm_id="v", shape=Shape(storage_bytes=1), emitted_at=first, seq=1, interval=1),
+        Entry("vm.storage.stop", vm_id="v", shape=Shape(storage_bytes=1), emitted_at=last, seq=2, interval=1),
+        Entry("vm.storage.start", vm_id="w", shape=Shape(storage_bytes=2**63 - 1), emitted_at=last, seq=3, interval=3),
+    )
+    for name in FORMATS:
+        assert exported(path, name) == exported(path, name)
+    rows = rows_of(exported(path, "focus"))
+    assert 200_000 < len(rows) < 220_000, "centuries of days; a length has 63 bits"
+    assert len({row["x_RowId"] for row in rows}) == len(rows)
+    with pytest.raises(InvalidArgument, match="every"):
+        exported(path, "focus", every=60)
+
+
 # ---------------------------------------------------------------- where it goes
 
 

@@ -21,6 +21,7 @@ namespace {
 using metering::Entry;
 
 constexpr std::size_t kBlock = std::size_t{1} << 20;
+constexpr std::uint64_t kMostBuckets = 10'000'000;  // of one interval: a hostile line may be centuries long
 constexpr std::int64_t kMinuteNs = 60'000'000'000;
 constexpr std::int64_t kDayNs = 86'400'000'000'000;
 constexpr std::string_view kNodeIdCharacters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._~:-";
@@ -207,6 +208,13 @@ class FocusExport {
     std::int64_t bucket = bucket_begin(told ? std::min(row.end_ns(), *told_ns_) : row.begin_ns());
     bucket = std::max(bucket, bucket_begin(row.begin_ns()));
     const std::int64_t last = std::max(told ? std::max(row.end_ns(), *told_ns_) : row.end_ns(), bucket + 1);
+    if ((static_cast<std::uint64_t>(last) - static_cast<std::uint64_t>(bucket)) /
+            static_cast<std::uint64_t>(query_.every_ns) >
+        kMostBuckets) {
+      throw InvalidArgument(
+          fmt::format("every: {} ns makes more than {} rows of one interval; allowed is a longer bucket",
+                      query_.every_ns, kMostBuckets));
+    }
     for (;;) {
       std::int64_t next = 0;
       if (__builtin_add_overflow(bucket, query_.every_ns, &next)) {
