@@ -91,23 +91,6 @@ py::dict to_dict(const ReconcileRow& row) {
                   "pid"_a = row.pid != 0 ? py::object(py::int_(row.pid)) : py::none(), "action"_a = to_str(row.action));
 }
 
-std::string report_html(const ReconcileReport& report) {
-  std::string html = fmt::format("<p>reconcile: {}</p><table><thead><tr>", report.ok ? "ok" : "not ok");
-  bool has_head = false;
-  std::string body;
-  for (const auto& row : report.rows) {
-    body += "<tr>";
-    for (const auto& [key, value] : to_dict(row)) {
-      if (!has_head) html += fmt::format("<th>{}</th>", key.cast<std::string>());
-      const auto text = value.is_none() ? std::string() : std::string(py::str(value));
-      body += fmt::format("<td>{}</td>", escape_html(text));
-    }
-    has_head = true;
-    body += "</tr>";
-  }
-  return html + "</tr></thead><tbody>" + body + "</tbody></table>";
-}
-
 using NodeClass = py::class_<Node, std::shared_ptr<Node>>;
 using BackendClass = py::class_<PyBackend, std::shared_ptr<PyBackend>>;
 
@@ -268,7 +251,9 @@ void bind_report(py::module_& m) {
                                return rows;
                              })
       .def_readonly("ok", &ReconcileReport::ok)
-      .def("_repr_html_", &report_html);
+      .def("_repr_html_", [](const py::object& self) -> py::str {
+        return py::module_::import("cocoon._reports").attr("reconcile_html")(self);
+      });
 }
 
 NodeClass declare_node(py::module_& m) {
@@ -294,7 +279,9 @@ void bind_methods(NodeClass& node) {
             if (file == nullptr)
               throw LedgerError("ledger: this node's recorder is not a file, so there is none to read",
                                 n.root().string());
-            return py::module_::import("cocoon._core").attr("Ledger")(to_path(file->path().string()));
+            py::object ledger = py::module_::import("cocoon._core").attr("Ledger")(to_path(file->path().string()));
+            ledger.attr("_node_id") = n.id();
+            return ledger;
           },
           "The ledger to read. Raises LedgerError if the recorder is not a file.")
       .def(

@@ -191,6 +191,10 @@ class Table:
         ...
     def __repr__(self) -> str:
         ...
+    def _head(self, rows: typing.SupportsInt | typing.SupportsIndex) -> list[list[typing.Any]]:
+        """
+        The first rows as text, for people; times with all their digits.
+        """
     def _repr_html_(self) -> str:
         ...
     def to_pandas(self) -> typing.Any:
@@ -283,11 +287,16 @@ class Ledger:
     and offset, and may go on; ``audit`` reports them.
     Raises LedgerError from each reading: nothing is there, or it cannot be read.
     """
+    _node_id: str
     def __init__(self, *paths: str | os.PathLike[str]) -> None:
         ...
     def __iter__(self) -> collections.abc.Iterator[Entry]:
         ...
     def __repr__(self) -> str:
+        ...
+    def _export(self, write: collections.abc.Callable[[bytes], typing.Any], format: str, since_seq: typing.SupportsInt | typing.SupportsIndex, until_seq: typing.SupportsInt | typing.SupportsIndex | None, node_id: str, every_ns: typing.SupportsInt | typing.SupportsIndex, progress: collections.abc.Callable[[int, int | None], typing.Any] | None) -> int:
+        ...
+    def _intervals_of(self, ids: collections.abc.Iterable[str], until: datetime.datetime | None = None) -> list[dict[str, typing.Any]]:
         ...
     def _repr_html_(self) -> str:
         ...
@@ -297,6 +306,15 @@ class Ledger:
         """
     def entries(self) -> Table:
         ...
+    def export(self, dest: str | os.PathLike[str] | typing.BinaryIO, *, format: typing.Literal['csv', 'parquet', 'jsonl', 'focus', 'cloudevents'], since_seq: int = 1, until_seq: int | None = None, progress: collections.abc.Callable[[int, int | None], typing.Any] | None = None, every: float | datetime.timedelta = 86400, node_id: str | None = None) -> int:
+        """
+        Writes the entries with these numbers to a path (whole or not at all) or a binary file; returns the rows.
+        
+        The same range gives the same bytes. ``csv``, ``parquet`` (needs the extra ``parquet``), ``jsonl``, ``cloudevents``: a row
+        per entry. ``focus``: a row per interval and bucket of ``every``, for those who replace rows by x_RowId. ``node_id`` is part
+        of ids; left out: the node's, else one made from the first entry.
+        Raises InvalidArgument; LedgerError; OSError from writing.
+        """
     def follow(self, *, poll: float | datetime.timedelta = 0.5, from_start: bool = False) -> collections.abc.Iterator[Entry]:
         """
         New entries as they are appended, for ever; ``from_start``: after all that are there.
@@ -304,6 +322,12 @@ class Ledger:
     def intervals(self, *, until: datetime.datetime | None = None) -> Table:
         """
         Starts and stops paired, in the order of the starts. Open ones count up to ``until``, or to now.
+        """
+    def timeline(self, *, ids: collections.abc.Iterable[str] | None = None, since: datetime.datetime | None = None, until: datetime.datetime | None = None, most: int = 40) -> typing.Any:
+        """
+        A picture of what ran when, interactive in a notebook; ``save("x.svg")`` or ``save("x.png")`` of it is a file.
+        
+        At most ``most`` VMs and snapshots, those that have used most first. Needs the extra ``notebook``.
         """
     def usage(self, *, by: collections.abc.Iterable[str] = ('vm_id',), since: datetime.datetime | None = None, until: datetime.datetime | None = None, every: float | datetime.timedelta | None = None, crash: str = 'ended') -> Table:
         """

@@ -33,6 +33,15 @@ struct LedgerSide {
     if (!known) return "unknown";
     return open_compute.contains(id) ? "open" : "closed";
   }
+
+  // The status of a record that says something else, empty for one that does not.
+  [[nodiscard]] std::string_view differs(const VmRecord& vm) const {
+    const bool compute = open_compute.contains(vm.id);
+    const bool storage = open_storage.contains(vm.id);
+    if ((vm.compute_open() && !compute) || (vm.storage_open() && !storage)) return "record-open-ledger-closed";
+    if (compute != vm.compute_open() || storage != vm.storage_open()) return "record-closed-ledger-open";
+    return {};
+  }
 };
 
 LedgerSide read_ledger(const Node& node) {
@@ -152,14 +161,21 @@ class Reconciler {
     report_.rows.push_back(std::move(row));
   }
 
-  // What the ledger says of this VM's compute interval. It was read before the record: when the two differ it is read
-  // again, now that no sequence can change the record.
-  bool ledger_agrees(const VmRecord& vm, const LedgerSide& side, ReconcileRow& row) const {
-    if (!side.known || side.open_compute.contains(vm.id) == vm.compute_open()) return true;
-    if (node_.pending() > 0) return true;  // what the ledger lacks is known, and on its way
+  // In what the ledger differs from this record, empty if in nothing. The ledger was read before the record: when the
+  // two differ it is read again, now that no sequence can change the record.
+  std::string_view disagreement(const VmRecord& vm, const LedgerSide& side, ReconcileRow& row) const {
+    if (!side.known || side.differs(vm).empty()) return {};
+    if (node_.pending() > 0) return {};  // what the ledger lacks is known, and on its way
     const auto now = read_ledger(node_);
     row.ledger_state = std::string(now.compute_state(vm.id));
-    return !now.known || now.open_compute.contains(vm.id) == vm.compute_open();
+    return now.known ? now.differs(vm) : std::string_view();
+  }
+
+  // Record and process agree; so does the ledger, or it does not.
+  void compared(const VmRecord& vm, const LedgerSide& side, ReconcileRow row) {
+    const auto differs = disagreement(vm, side, row);
+    if (!differs.empty()) row.status = std::string(differs);
+    add(std::move(row), differs.empty());
   }
 
   void one(const std::string& id, const LedgerSide& side) {
@@ -209,9 +225,7 @@ class Reconciler {
               const LedgerSide& side, ReconcileRow row) {
     const auto identity = to_record(process);
     if (vm.compute_open() && vm.state == VmState::kRunning && vm.process == identity) {
-      const bool agrees = ledger_agrees(vm, side, row);
-      if (!agrees) row.status = "record-open-ledger-closed";
-      return add(std::move(row), agrees);
+      return compared(vm, side, std::move(row));
     }
     bool runs = false;
     try {
@@ -261,9 +275,7 @@ class Reconciler {
         row.action = "closed";
       return add(std::move(row), false);
     }
-    const bool agrees = ledger_agrees(vm, side, row);
-    if (!agrees) row.status = "record-closed-ledger-open";
-    add(std::move(row), agrees);
+    compared(vm, side, std::move(row));
   }
 
   // A VMM in a run dir of this node that no record speaks for.

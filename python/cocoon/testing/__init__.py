@@ -9,7 +9,8 @@
             with pytest.raises(VmmError):
                 backend.start("web-1")
 
-docs/simulator.md describes the simulator and its faults.
+docs/simulator.md describes the simulator and its faults. `cocoon.testing.ledgers` makes ledgers of any size, with or
+without planted faults.
 """
 
 from __future__ import annotations
