@@ -13,6 +13,7 @@
 #include "cocoon/engine/backend.h"
 
 #include "bindings/bind.h"
+#include "bindings/snapshot.h"
 #include "bindings/support.h"
 #include "bindings/vm.h"
 
@@ -273,6 +274,8 @@ void bind_methods(NodeClass& node) {
       .def_property_readonly("id", &Node::id)
       .def_property_readonly("root", [](const Node& n) -> FilePath { return to_path(n.root().string()); })
       .def_property_readonly("recorder", &Node::recorder)
+      .def_property_readonly(
+          "snapshots", [](std::shared_ptr<Node> n) { return PyLocalFile{std::move(n)}; }, "The node's snapshot store.")
       .def_property_readonly(
           "ledger", [](const Node& n)->Typed<"cocoon._core.Ledger"> {
             auto* file = n.recorder()->file();

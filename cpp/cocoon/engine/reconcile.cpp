@@ -1,6 +1,8 @@
 // reconcile: ledger, records and processes, three ways. What can be put right is, through ordinary transitions; the
 // ledger is never edited.
 
+#include "cocoon/engine/reconcile.h"
+
 #include <algorithm>
 #include <filesystem>
 #include <set>
@@ -68,12 +70,13 @@ LedgerSide read_ledger(const Node& node) {
 
 class Reconciler {
  public:
-  Reconciler(Node& node, bool fix, system::Cancel& cancel) : node_(node), fix_(fix), cancel_(cancel) {}
+  Reconciler(Node& node, bool fix, bool only_garbage, system::Cancel& cancel)
+      : node_(node), fix_(fix), only_garbage_(only_garbage), cancel_(cancel) {}
 
   ReconcileReport run() {
     // Processes before records: a VMM without a record now had none when it was seen, or is being undone.
     const auto strays = scan();
-    if (node_.pending() > 0) {
+    if (!only_garbage_ && node_.pending() > 0) {
       try {
         node_.flush();
       } catch (const Error& error) {
@@ -81,7 +84,7 @@ class Reconciler {
         spdlog::info("reconcile: {}", error.what());
       }
     }
-    const auto side = read_ledger(node_);
+    const auto side = only_garbage_ ? LedgerSide() : read_ledger(node_);
     std::set<std::string, std::less<>> known;
     for (const auto& row : node_.store().list(store::Table::kVm)) {
       cancel_.check();
@@ -261,7 +264,7 @@ class Reconciler {
     }
     row.status = vm.compute_open() ? "ok" : "process-without-interval";
     const bool state_differs = vm.state != VmState::kRunning || !vm.compute_open() || vm.process != identity;
-    if (fix_ && state_differs && vm.state != VmState::kHibernated &&
+    if (fix_ && !only_garbage_ && state_differs && vm.state != VmState::kHibernated &&
         commit_if(node_.store(), vm, lifecycle::FoundAlive{.process = identity}).race == Race::kWon)
       row.action = "adopted";
     const bool ok = row.status == "ok";
@@ -309,12 +312,19 @@ class Reconciler {
 
   Node& node_;
   bool fix_;
+  bool only_garbage_;
   system::Cancel& cancel_;
   ReconcileReport report_;
 };
 
 }  // namespace
 
-ReconcileReport Node::reconcile(bool fix, system::Cancel& cancel) { return Reconciler(*this, fix, cancel).run(); }
+ReconcileReport Node::reconcile(bool fix, system::Cancel& cancel) {
+  return Reconciler(*this, fix, false, cancel).run();
+}
+
+ReconcileReport reconcile_garbage(Node& node, bool fix, system::Cancel& cancel) {
+  return Reconciler(node, fix, true, cancel).run();
+}
 
 }  // namespace cocoon::engine
