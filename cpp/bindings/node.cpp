@@ -13,6 +13,7 @@
 #include "cocoon/engine/backend.h"
 
 #include "bindings/bind.h"
+#include "bindings/snapshot.h"
 #include "bindings/support.h"
 #include "bindings/vm.h"
 
@@ -89,23 +90,6 @@ py::dict to_dict(const ReconcileRow& row) {
   return py::dict("id"_a = to_str(row.id), "name"_a = to_str(row.name), "hypervisor"_a = row.hypervisor,
                   "status"_a = row.status, "record_state"_a = row.record_state, "ledger_state"_a = row.ledger_state,
                   "pid"_a = row.pid != 0 ? py::object(py::int_(row.pid)) : py::none(), "action"_a = to_str(row.action));
-}
-
-std::string report_html(const ReconcileReport& report) {
-  std::string html = fmt::format("<p>reconcile: {}</p><table><thead><tr>", report.ok ? "ok" : "not ok");
-  bool has_head = false;
-  std::string body;
-  for (const auto& row : report.rows) {
-    body += "<tr>";
-    for (const auto& [key, value] : to_dict(row)) {
-      if (!has_head) html += fmt::format("<th>{}</th>", key.cast<std::string>());
-      const auto text = value.is_none() ? std::string() : std::string(py::str(value));
-      body += fmt::format("<td>{}</td>", escape_html(text));
-    }
-    has_head = true;
-    body += "</tr>";
-  }
-  return html + "</tr></thead><tbody>" + body + "</tbody></table>";
 }
 
 using NodeClass = py::class_<Node, std::shared_ptr<Node>>;
@@ -266,7 +250,10 @@ void bind_backend(BackendClass& backend) {
                              return b.backend->console_path(id);
                            }).string());
           },
-          "ref"_a, "A UNIX socket: the guest's serial console while it runs.")
+          "ref"_a,
+          "The guest's serial console while it runs: a UNIX socket, or (firecracker) a fifo that takes the input "
+          "while\n"
+          "console_log_path has the output.")
       .def(
           "console_log_path",
           [](const PyBackend& b, const Text& ref) -> FilePath {
@@ -274,7 +261,9 @@ void bind_backend(BackendClass& backend) {
                              return b.backend->console_log_path(id);
                            }).string());
           },
-          "ref"_a, "What the guest printed since it was started; the run before is beside it, with '.1'.")
+          "ref"_a,
+          "What the guest printed since it was started; the run before is beside it, with '.1'.\n\n"
+          "Raises InvalidArgument for cloud-hypervisor, which writes none.")
       .def(
           "log_path",
           [](const PyBackend& b, const Text& ref) -> FilePath {
@@ -311,7 +300,9 @@ void bind_report(py::module_& m) {
                                return rows;
                              })
       .def_readonly("ok", &ReconcileReport::ok)
-      .def("_repr_html_", &report_html);
+      .def("_repr_html_", [](const py::object& self) -> py::str {
+        return py::module_::import("cocoon._reports").attr("reconcile_html")(self);
+      });
 }
 
 NodeClass declare_node(py::module_& m) {
@@ -332,12 +323,16 @@ void bind_methods(NodeClass& node) {
       .def_property_readonly("root", [](const Node& n) -> FilePath { return to_path(n.root().string()); })
       .def_property_readonly("recorder", &Node::recorder)
       .def_property_readonly(
+          "snapshots", [](std::shared_ptr<Node> n) { return PyLocalFile{std::move(n)}; }, "The node's snapshot store.")
+      .def_property_readonly(
           "ledger", [](const Node& n)->Typed<"cocoon._core.Ledger"> {
             auto* file = n.recorder()->file();
             if (file == nullptr)
               throw LedgerError("ledger: this node's recorder is not a file, so there is none to read",
                                 n.root().string());
-            return py::module_::import("cocoon._core").attr("Ledger")(to_path(file->path().string()));
+            py::object ledger = py::module_::import("cocoon._core").attr("Ledger")(to_path(file->path().string()));
+            ledger.attr("_node_id") = n.id();
+            return ledger;
           },
           "The ledger to read. Raises LedgerError if the recorder is not a file.")
       .def(

@@ -207,7 +207,12 @@ system::Path Backend::console_path(std::string_view ref) const {
 }
 
 system::Path Backend::console_log_path(std::string_view ref) const {
-  return driver_->console_log(load_vm(node_->store(), resolve(ref)));
+  const auto vm = load_vm(node_->store(), resolve(ref));
+  const auto log = driver_->console_log(vm);
+  if (!log)
+    throw InvalidArgument(fmt::format("console log of {}: {} writes none; what the guest prints waits at its console",
+                                      vm.config.name, hypervisor()));
+  return *log;
 }
 
 system::Path Backend::log_path(std::string_view ref) const {

@@ -22,7 +22,7 @@ VmView Backend::clone(std::string_view snapshot, const VmSpec& spec, system::Can
   vm.hypervisor = std::string(hypervisor());
   vm.run_dir = (node_->run_dir() / hypervisor() / id).string();
   vm.log_dir = (node_->log_dir() / hypervisor() / id).string();
-  vm.config = clone_config(spec, saved, vm.run_dir);
+  vm.config = clone_config(spec, saved, use.record().vm_id.empty(), vm.run_dir);
   driver_->check(vm.config);
   driver_->check_saved(saved, binary());
 
@@ -34,6 +34,8 @@ VmView Backend::clone(std::string_view snapshot, const VmSpec& spec, system::Can
     vm = *commit(node_->store(), id, lifecycle::Reserve{.record = vm});
     // 2. Folders and disks. Die here: the same placeholder, with folders that go with it.
     make_vm_dirs(vm);
+    node_->claim(node_->run_dir());
+    node_->claim(node_->log_dir());
     load_disks(saved, vm.config, cancel);
     // A record that outlives a power cut has disks that do.
     system::sync_dir(vm.run_dir);

@@ -69,6 +69,8 @@ VmView Backend::create(const VmSpec& spec, system::Cancel& cancel) {
     commit(node_->store(), id, lifecycle::Reserve{.record = vm});
     // 2. Folders and disks. Die here: the same placeholder, with folders that go with it.
     make_vm_dirs(vm);
+    node_->claim(node_->run_dir());
+    node_->claim(node_->log_dir());
     make_own_disk(spec, vm.config, cancel);
     {
       const auto made = system::FileLock::try_acquire(system::Path(vm.run_dir) / kLockFile);

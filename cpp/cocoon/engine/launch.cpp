@@ -1,5 +1,6 @@
 // A VMM from its spawn to its API's answer, and what is undone when the sequence that wanted it fails.
 
+#include <algorithm>
 #include <cerrno>
 #include <filesystem>
 
@@ -9,7 +10,6 @@
 #include "cocoon/engine/backend.h"
 #include "cocoon/engine/commit.h"
 #include "cocoon/error.h"
-#include "cocoon/system/socket.h"
 
 namespace cocoon::engine {
 namespace {
@@ -53,10 +53,18 @@ void Backend::report_death(const VmRecord& vm, std::string_view verb, const std:
 
 void Backend::wait_for_api(const VmRecord& vm, std::string_view verb, const system::Pidfd& process,
                            system::Cancel& cancel) const {
-  const auto socket = driver_->api_socket(vm);
   const auto deadline = std::chrono::steady_clock::now() + options_.socket_timeout;
   for (;;) {
-    if (system::probe_socket(socket, 500ms) == system::SocketProbe::kLive) return;
+    // Asked, not only connected to: a socket that we have bound takes connections before there is anybody to answer.
+    const auto left = std::chrono::ceil<std::chrono::milliseconds>(deadline - std::chrono::steady_clock::now());
+    try {
+      (void)driver_->guest_state(vm, std::max(left, 1ms), cancel);
+      return;
+    } catch (const VmmTimeout&) {
+      // It is late, or its time is up: both are seen below.
+    } catch (const VmmError& error) {
+      if (error.status != 0 || !error.body.empty()) throw;  // it has answered
+    }
     // The wait for its death is the pause between two looks.
     if (process.wait(1ms, cancel)) report_death(vm, verb, "before its API socket answered");
     if (std::chrono::steady_clock::now() >= deadline) {
@@ -69,23 +77,28 @@ void Backend::wait_for_api(const VmRecord& vm, std::string_view verb, const syst
   }
 }
 
-system::ProcessIdentity Backend::launch(const VmRecord& vm, const vmm::Command& command, std::string_view verb,
+system::ProcessIdentity Backend::launch(const VmRecord& vm, const vmm::Saved* saved, std::string_view verb,
                                         system::Cancel& cancel) {
   const system::Path run_dir = vm.run_dir;
+  const auto program = binary();
   make_vm_dirs(vm);
   // A socket or exit file of an earlier run would be taken for this one's.
   remove_runtime_files(vm);
   system::remove_file(run_dir / kExitFile);
   system::remove_file(run_dir / kSavingFile);
   rotate_log(driver_->log(vm));
-  rotate_log(driver_->console_log(vm));
+  if (const auto printed = driver_->console_log(vm)) rotate_log(*printed);
 
+  const auto command = saved != nullptr ? driver_->load_command(vm, program, *saved) : driver_->command(vm, program);
   system::SpawnSpec spec;
   spec.argv = command.argv;
   spec.environment = system::base_environment();
   spec.environment.insert(spec.environment.end(), command.environment.begin(), command.environment.end());
   spec.working_dir = run_dir;
   spec.output = driver_->log(vm);
+  spec.stdin_fd = command.input.get();
+  spec.stdout_fd = command.output.get();
+  for (const auto& fd : command.passed) spec.pass_fds.push_back(fd.get());
   spec.exit_file = run_dir / kExitFile;
   spec.network_namespace = vm.config.network_namespace;
   // Held by us until the VMM has inherited it, then by the VMM alone.
@@ -100,7 +113,7 @@ system::ProcessIdentity Backend::launch(const VmRecord& vm, const vmm::Command& 
 
 system::ProcessIdentity Backend::launch_saved(const VmRecord& vm, const vmm::Saved& saved, std::string_view verb,
                                               system::Cancel& cancel) {
-  const auto process = launch(vm, driver_->load_command(vm, binary(), saved), verb, cancel);
+  const auto process = launch(vm, &saved, verb, cancel);
   try {
     const auto pidfd = system::Pidfd::open(process);
     if (!pidfd) report_death(vm, verb, "at once");

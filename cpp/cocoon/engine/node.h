@@ -10,6 +10,7 @@
 #include <string_view>
 #include <vector>
 
+#include "cocoon/engine/gc.h"
 #include "cocoon/engine/liveness.h"
 #include "cocoon/lifecycle/record.h"
 #include "cocoon/metering/recorder.h"
@@ -87,9 +88,17 @@ class Node {
   // sequence is working on is left alone and reported as busy.
   ReconcileReport reconcile(bool fix, system::Cancel& cancel);
 
+  // Removes what dead processes left, and the snapshots that `options` gives up. Errors InvalidArgument.
+  GcReport gc(const GcOptions& options, system::Cancel& cancel);
+
   [[nodiscard]] std::uint64_t pending() const { return store_->pending(); }
   void flush() { store_->flush(); }
   void close() { store_->close(); }
+
+  // Run and log dirs may lie where another node has its own: below such a folder only the node that came first is the
+  // owner, and only it collects what no record of its own speaks for. `claim` makes it ours if it is nobody's.
+  [[nodiscard]] bool owns(const system::Path& folder) const;
+  void claim(const system::Path& folder) const;
 
   // The op lock of one VM: sequences on it queue here.
   [[nodiscard]] system::Path op_lock_path(std::string_view vm_id) const;

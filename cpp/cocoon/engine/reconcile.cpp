@@ -1,6 +1,8 @@
 // reconcile: ledger, records and processes, three ways. What can be put right is, through ordinary transitions; the
 // ledger is never edited.
 
+#include "cocoon/engine/reconcile.h"
+
 #include <algorithm>
 #include <filesystem>
 #include <set>
@@ -36,6 +38,15 @@ struct LedgerSide {
     if (!known) return "unknown";
     return open_compute.contains(id) ? "open" : "closed";
   }
+
+  // The status of a record that says something else, empty for one that does not.
+  [[nodiscard]] std::string_view differs(const VmRecord& vm) const {
+    const bool compute = open_compute.contains(vm.id);
+    const bool storage = open_storage.contains(vm.id);
+    if ((vm.compute_open() && !compute) || (vm.storage_open() && !storage)) return "record-open-ledger-closed";
+    if (compute != vm.compute_open() || storage != vm.storage_open()) return "record-closed-ledger-open";
+    return {};
+  }
 };
 
 LedgerSide read_ledger(const Node& node) {
@@ -62,12 +73,13 @@ LedgerSide read_ledger(const Node& node) {
 
 class Reconciler {
  public:
-  Reconciler(Node& node, bool fix, system::Cancel& cancel) : node_(node), fix_(fix), cancel_(cancel) {}
+  Reconciler(Node& node, bool fix, bool only_garbage, system::Cancel& cancel)
+      : node_(node), fix_(fix), only_garbage_(only_garbage), cancel_(cancel) {}
 
   ReconcileReport run() {
     // Processes before records: a VMM without a record now had none when it was seen, or is being undone.
     const auto strays = scan();
-    if (node_.pending() > 0) {
+    if (!only_garbage_ && node_.pending() > 0) {
       try {
         node_.flush();
       } catch (const Error& error) {
@@ -75,7 +87,7 @@ class Reconciler {
         spdlog::info("reconcile: {}", error.what());
       }
     }
-    const auto side = read_ledger(node_);
+    const auto side = only_garbage_ ? LedgerSide() : read_ledger(node_);
     std::set<std::string, std::less<>> known;
     for (const auto& row : node_.store().list(store::Table::kVm)) {
       cancel_.check();
@@ -156,14 +168,21 @@ class Reconciler {
     report_.rows.push_back(std::move(row));
   }
 
-  // What the ledger says of this VM's compute interval. It was read before the record: when the two differ it is read
-  // again, now that no sequence can change the record.
-  bool ledger_agrees(const VmRecord& vm, const LedgerSide& side, ReconcileRow& row) const {
-    if (!side.known || side.open_compute.contains(vm.id) == vm.compute_open()) return true;
-    if (node_.pending() > 0) return true;  // what the ledger lacks is known, and on its way
+  // In what the ledger differs from this record, empty if in nothing. The ledger was read before the record: when the
+  // two differ it is read again, now that no sequence can change the record.
+  std::string_view disagreement(const VmRecord& vm, const LedgerSide& side, ReconcileRow& row) const {
+    if (!side.known || side.differs(vm).empty()) return {};
+    if (node_.pending() > 0) return {};  // what the ledger lacks is known, and on its way
     const auto now = read_ledger(node_);
     row.ledger_state = std::string(now.compute_state(vm.id));
-    return !now.known || now.open_compute.contains(vm.id) == vm.compute_open();
+    return now.known ? now.differs(vm) : std::string_view();
+  }
+
+  // Record and process agree; so does the ledger, or it does not.
+  void compared(const VmRecord& vm, const LedgerSide& side, ReconcileRow row) {
+    const auto differs = disagreement(vm, side, row);
+    if (!differs.empty()) row.status = std::string(differs);
+    add(std::move(row), differs.empty());
   }
 
   void one(const std::string& id, const LedgerSide& side) {
@@ -217,9 +236,7 @@ class Reconciler {
     const auto identity = to_record(process);
     if (vm.compute_open() && vm.state == VmState::kRunning && vm.process == identity) {
       if (left_paused(vm, driver, row)) return add(std::move(row), false);
-      const bool agrees = ledger_agrees(vm, side, row);
-      if (!agrees) row.status = "record-open-ledger-closed";
-      return add(std::move(row), agrees);
+      return compared(vm, side, std::move(row));
     }
     bool runs = false;
     try {
@@ -256,7 +273,7 @@ class Reconciler {
     }
     row.status = vm.compute_open() ? "ok" : "process-without-interval";
     const bool state_differs = vm.state != VmState::kRunning || !vm.compute_open() || vm.process != identity;
-    if (fix_ && state_differs && vm.state != VmState::kHibernated &&
+    if (fix_ && !only_garbage_ && state_differs && vm.state != VmState::kHibernated &&
         commit_if(node_.store(), vm, lifecycle::FoundAlive{.process = identity}).race == Race::kWon)
       row.action = "adopted";
     const bool ok = row.status == "ok";
@@ -325,9 +342,7 @@ class Reconciler {
         row.action = "closed";
       return add(std::move(row), false);
     }
-    const bool agrees = ledger_agrees(vm, side, row);
-    if (!agrees) row.status = "record-closed-ledger-open";
-    add(std::move(row), agrees);
+    compared(vm, side, std::move(row));
   }
 
   // A VMM in a run dir of this node that no record speaks for.
@@ -361,12 +376,19 @@ class Reconciler {
 
   Node& node_;
   bool fix_;
+  bool only_garbage_;
   system::Cancel& cancel_;
   ReconcileReport report_;
 };
 
 }  // namespace
 
-ReconcileReport Node::reconcile(bool fix, system::Cancel& cancel) { return Reconciler(*this, fix, cancel).run(); }
+ReconcileReport Node::reconcile(bool fix, system::Cancel& cancel) {
+  return Reconciler(*this, fix, false, cancel).run();
+}
+
+ReconcileReport reconcile_garbage(Node& node, bool fix, system::Cancel& cancel) {
+  return Reconciler(node, fix, true, cancel).run();
+}
 
 }  // namespace cocoon::engine

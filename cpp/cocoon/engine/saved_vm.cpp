@@ -1,6 +1,8 @@
 #include "cocoon/engine/saved_vm.h"
 
+#include <fcntl.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -10,7 +12,7 @@
 #include <fmt/format.h>
 
 #include "cocoon/error.h"
-#include "cocoon/snapshot/metadata.h"
+#include "cocoon/system/fd.h"
 
 namespace cocoon::engine {
 namespace {
@@ -20,6 +22,8 @@ using lifecycle::SavedVm;
 using lifecycle::VmConfig;
 using lifecycle::VmRecord;
 
+constexpr std::size_t kMaxDescription = 1 << 20;
+
 std::string label(const snapshot::SnapshotRecord& record) { return record.name.empty() ? record.id : record.name; }
 
 bool is_inside(const system::Path& path, const system::Path& folder) {
@@ -27,34 +31,31 @@ bool is_inside(const system::Path& path, const system::Path& folder) {
   return !relative.empty() && *relative.begin() != ".." && relative != ".";
 }
 
-// One snapshot's description under suspicion: it may come from an archive of anybody's. The paths that it names outside
-// of its folder were checked when it was imported.
+// One snapshot's description under suspicion: it may come from an archive of anybody's.
 class Inspection {
  public:
   Inspection(const snapshot::Use& use, std::string_view hypervisor) : use_(use), hypervisor_(hypervisor) {}
 
   vmm::Saved run() {
     const auto& record = use_.record();
-    const auto found = snapshot::find_metadata(use_.dir());
-    if (!found)
+    const auto text = system::find_text(use_.dir() / lifecycle::kSavedVmFile, kMaxDescription);
+    if (!text)
       throw InvalidArgument(
           fmt::format("snapshot {}: it holds no VM (there is no {} in it), allowed: one that was "
                       "taken of a VM, or imported from such a one's export",
-                      label(record), snapshot::kMetadataFile));
-    const auto& from = *found;
-    const auto& hypervisor = from.hypervisor.empty() ? record.hypervisor : from.hypervisor;
-    if (hypervisor != hypervisor_)
-      throw InvalidArgument(fmt::format("snapshot {}: it was taken under '{}', allowed here: {}", label(record),
-                                        hypervisor, hypervisor_));
-    if (from.vmm_version.empty() || from.state_files.empty())
-      throw InvalidArgument(
-          fmt::format("snapshot {}: {} does not say which VMM wrote which files, as another engine's "
-                      "does not, allowed: one that was taken by this engine",
-                      label(record), snapshot::kMetadataFile));
-    if (hypervisor != record.hypervisor || from.cpu != record.cpu || from.mem_bytes != record.mem_bytes ||
-        from.storage_bytes != record.storage_bytes)
-      refuse(snapshot::kMetadataFile, "its hypervisor, cpu, memory or storage are not those of the snapshot's record");
-    take(from);
+                      label(record), lifecycle::kSavedVmFile));
+    try {
+      saved_ = lifecycle::saved_vm_from_document(*text);
+      check_words();
+    } catch (const InvalidArgument& error) {
+      refuse(lifecycle::kSavedVmFile, error.what());
+    }
+    if (saved_.hypervisor != record.hypervisor || saved_.config.cpu != record.cpu ||
+        saved_.config.mem_bytes != record.mem_bytes || saved_.config.storage_bytes != record.storage_bytes)
+      refuse(lifecycle::kSavedVmFile, "its hypervisor, cpu, memory or storage are not those of the snapshot's record");
+    if (saved_.hypervisor != hypervisor_)
+      throw InvalidArgument(fmt::format("snapshot {}: it was taken under {}, allowed here: {}", label(record),
+                                        saved_.hypervisor, hypervisor_));
     for (const auto& file : saved_.state_files) require_file(file.name, file.size_bytes);
     check_disks();
     return {.dir = use_.dir(), .vm = std::move(saved_)};
@@ -67,51 +68,31 @@ class Inspection {
   }
 
   // As strictly as what a user says of a new VM.
-  void take(const snapshot::Metadata& from) {
+  void check_words() const {
     VmSpec spec;
-    spec.name = label(use_.record());
-    spec.cpu = from.cpu;
-    spec.mem_bytes = from.mem_bytes;
-    spec.storage_bytes = from.storage_bytes;
-    spec.kernel = from.kernel;
-    spec.initrd = from.initrd;
-    spec.cmdline = from.cmdline;
-    spec.machine = from.machine;
-    auto& config = saved_.config;
-    for (const auto& disk : from.disks) {
-      const auto& path = disk.file.empty() ? disk.path : disk.file;
-      spec.disks.push_back(
-          {.path = path, .readonly = disk.readonly, .format = disk.format, .role = disk.role, .serial = disk.serial});
-      config.disks.push_back({.path = path,
-                              .readonly = disk.readonly,
-                              .format = disk.format,
-                              .role = disk.role,
-                              .serial = disk.serial,
-                              .size_bytes = disk.size_bytes});
-      saved_.disk_files.push_back(disk.file);
-    }
-    try {
-      check(spec);
-    } catch (const InvalidArgument& error) {
-      refuse(snapshot::kMetadataFile, error.what());
-    }
-    config.name = spec.name;
-    config.cpu = from.cpu;
-    config.mem_bytes = from.mem_bytes;
-    config.storage_bytes = from.storage_bytes;
-    config.kernel = from.kernel;
-    config.initrd = from.initrd;
-    config.cmdline = from.cmdline;
-    config.machine = from.machine;
-    config.accelerator = from.accelerator;
-    saved_.hypervisor = std::string(hypervisor_);
-    saved_.vmm_version = from.vmm_version;
-    saved_.state_files = from.state_files;
-    saved_.facts = from.facts;
+    spec.name = saved_.config.name;
+    spec.cpu = saved_.config.cpu;
+    spec.mem_bytes = saved_.config.mem_bytes;
+    spec.storage_bytes = saved_.config.storage_bytes;
+    spec.kernel = saved_.config.kernel;
+    spec.initrd = saved_.config.initrd;
+    spec.cmdline = saved_.config.cmdline;
+    spec.labels = saved_.config.labels;
+    spec.machine = saved_.config.machine;
+    spec.network_namespace = saved_.config.network_namespace;
+    for (const auto& disk : saved_.config.disks)
+      spec.disks.push_back({.path = disk.path,
+                            .readonly = disk.readonly,
+                            .format = disk.format,
+                            .role = disk.role,
+                            .serial = disk.serial});
+    check(spec);
   }
 
   void check_disks() {
     const auto& disks = saved_.config.disks;
+    if (saved_.disk_files.size() != disks.size())
+      refuse(lifecycle::kSavedVmFile, fmt::format("{} disks, and files of {}", disks.size(), saved_.disk_files.size()));
     std::int64_t own_bytes = 0;
     for (std::size_t i = 0; i < disks.size(); ++i) {
       const auto& disk = disks[i];
@@ -119,8 +100,8 @@ class Inspection {
       if (disk.role == "cow") own_bytes = disk.size_bytes;
       if (file.empty()) {
         // Two VMs would write to it.
-        if (!disk.readonly)
-          refuse(snapshot::kMetadataFile, fmt::format("disk {} is written to, and not in the snapshot", i));
+        if (!disk.readonly || disk.role == "cow")
+          refuse(lifecycle::kSavedVmFile, fmt::format("disk {} is written to, and not in the snapshot", i));
         continue;
       }
       try {
@@ -135,15 +116,17 @@ class Inspection {
       }
     }
     if (own_bytes != saved_.config.storage_bytes)
-      refuse(snapshot::kMetadataFile,
+      refuse(lifecycle::kSavedVmFile,
              fmt::format("storage of {} bytes, and an own disk of {}", saved_.config.storage_bytes, own_bytes));
   }
 
   static constexpr std::int64_t kAnySize = -1;
 
   void require_file(const std::string& name, std::int64_t size_bytes) {
-    if (name == snapshot::kMetadataFile || !names_.insert(name).second)
-      refuse(snapshot::kMetadataFile, fmt::format("'{}' is named twice", name));
+    const bool is_plain = !name.empty() && name.front() != '.' && name != lifecycle::kSavedVmFile &&
+                          name.find('/') == std::string::npos && name.find('\0') == std::string::npos;
+    if (!is_plain) refuse(lifecycle::kSavedVmFile, fmt::format("'{}' is not a plain file name", name));
+    if (!names_.insert(name).second) refuse(lifecycle::kSavedVmFile, fmt::format("'{}' is named twice", name));
     struct stat status{};
     if (::lstat((use_.dir() / name).c_str(), &status) != 0) refuse(name, system_message("it is not there", errno));
     if (!S_ISREG(status.st_mode)) refuse(name, "it is not a regular file");
@@ -164,12 +147,21 @@ void require_same(std::string_view what, const Value& asked, const Value& of_sna
         fmt::format("{}: {}{}, allowed for a clone: the snapshot's, {}{}", what, asked, unit, of_snapshot, unit));
 }
 
-// A file of the host that the snapshot's VM used: another one may take its place.
-std::string outside_file(std::string_view what, const std::string& asked, const std::string& of_snapshot) {
-  if (asked.empty()) return of_snapshot;
-  if (of_snapshot.empty())
-    throw InvalidArgument(fmt::format("{}: '{}', allowed for a clone: none, the snapshot has none", what, asked));
-  return existing_file(what, asked);
+// A file of the host that the snapshot's VM used: as asked for, else as the snapshot says if that can be trusted.
+std::string outside_file(std::string_view what, const std::string& asked, const std::string& of_snapshot,
+                         bool imported) {
+  if (of_snapshot.empty()) {
+    if (!asked.empty())
+      throw InvalidArgument(fmt::format("{}: '{}', allowed for a clone: none, the snapshot has none", what, asked));
+    return {};
+  }
+  if (!asked.empty()) return existing_file(what, asked);
+  if (imported)
+    throw InvalidArgument(
+        fmt::format("{}: not given, and the snapshot was imported: where it was taken it was '{}'; "
+                    "name the file to be used here",
+                    what, of_snapshot));
+  return of_snapshot;
 }
 
 }  // namespace
@@ -208,39 +200,23 @@ void save_disks(const VmConfig& config, const std::vector<std::string>& disk_fil
 }
 
 void write_saved_vm(const system::Path& dir, const SavedVm& saved) {
-  const auto& config = saved.config;
-  snapshot::Metadata metadata;
-  metadata.hypervisor = saved.hypervisor;
-  metadata.vmm_version = saved.vmm_version;
-  metadata.cpu = config.cpu;
-  metadata.mem_bytes = config.mem_bytes;
-  metadata.storage_bytes = config.storage_bytes;
-  metadata.machine = config.machine;
-  metadata.accelerator = config.accelerator;
-  metadata.kernel = config.kernel;
-  metadata.initrd = config.initrd;
-  metadata.cmdline = config.cmdline;
-  for (std::size_t i = 0; i < config.disks.size(); ++i) {
-    const auto& disk = config.disks[i];
-    const auto& file = saved.disk_files[i];
-    metadata.disks.push_back({.file = file,
-                              .path = file.empty() ? disk.path : std::string(),
-                              .role = disk.role,
-                              .format = disk.format,
-                              .serial = disk.serial,
-                              .readonly = disk.readonly,
-                              .size_bytes = disk.size_bytes});
+  const auto path = dir / lifecycle::kSavedVmFile;
+  const auto text = lifecycle::to_document(saved) + "\n";
+  const system::Fd file(::open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600));
+  if (!file) throw StoreError(system_message("create " + path.string(), errno), path.string(), errno);
+  for (std::string_view left = text; !left.empty();) {
+    const ssize_t n = ::write(file.get(), left.data(), left.size());
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) throw StoreError(system_message("write " + path.string(), errno), path.string(), errno);
+    left.remove_prefix(static_cast<std::size_t>(n));
   }
-  metadata.state_files = saved.state_files;
-  metadata.facts = saved.facts;
-  snapshot::write_metadata(dir, metadata);
 }
 
 vmm::Saved read_saved_vm(const snapshot::Use& use, std::string_view hypervisor) {
   return Inspection(use, hypervisor).run();
 }
 
-VmConfig clone_config(const VmSpec& spec, const vmm::Saved& saved, const system::Path& run_dir) {
+VmConfig clone_config(const VmSpec& spec, const vmm::Saved& saved, bool imported, const system::Path& run_dir) {
   check(spec);
   const VmConfig& source = saved.vm.config;
   if (spec.cpu) require_same("cpu", *spec.cpu, source.cpu);
@@ -252,9 +228,10 @@ VmConfig clone_config(const VmSpec& spec, const vmm::Saved& saved, const system:
   VmConfig config = source;
   config.name = spec.name;
   config.labels = spec.labels;
-  config.kernel = outside_file("kernel", spec.kernel, source.kernel);
-  config.initrd = outside_file("initrd", spec.initrd, source.initrd);
+  config.kernel = outside_file("kernel", spec.kernel, source.kernel, imported);
+  config.initrd = outside_file("initrd", spec.initrd, source.initrd, imported);
   if (!spec.cmdline.empty()) config.cmdline = spec.cmdline;
+  if (imported) config.network_namespace.clear();
   if (!spec.network_namespace.empty())
     config.network_namespace = std::filesystem::absolute(spec.network_namespace).string();
 
@@ -275,7 +252,7 @@ VmConfig clone_config(const VmSpec& spec, const vmm::Saved& saved, const system:
       if (wanted.role == "data" && !wanted.readonly)
         throw InvalidArgument(fmt::format("{}: {} is written to, allowed for a clone: read-only", what, wanted.path));
     }
-    disk.path = outside_file(what, given ? spec.disks[asked].path : std::string(), disk.path);
+    disk.path = outside_file(what, given ? spec.disks[asked].path : std::string(), disk.path, imported);
     require_same(what + " size", disk_size(disk.path, disk.format), disk.size_bytes, " bytes");
     ++asked;
   }

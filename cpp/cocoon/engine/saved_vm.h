@@ -26,13 +26,15 @@ void save_disks(const lifecycle::VmConfig& config, const std::vector<std::string
 // The description beside them; not synced.
 void write_saved_vm(const system::Path& dir, const lifecycle::SavedVm& saved);
 
-// Errors   InvalidArgument: it is no VM's, another hypervisor's, or another engine's. CorruptSnapshot: the description
-// is
-//          not well formed, contradicts the record, or names files that are not there, or not as long as it says.
+// Errors   InvalidArgument: it is no VM's, or another hypervisor's. CorruptSnapshot: the description is not well
+//          formed, contradicts the record, or names files that are not there, or not as long as it says.
 vmm::Saved read_saved_vm(const snapshot::Use& use, std::string_view hypervisor);
 
-// The configuration of a clone in `run_dir`: the snapshot's, with what `spec` says. Errors InvalidArgument.
-lifecycle::VmConfig clone_config(const VmSpec& spec, const vmm::Saved& saved, const system::Path& run_dir);
+// The configuration of a clone in `run_dir`: the snapshot's, with what `spec` says. An imported snapshot's paths are
+// whatever its maker wrote, so that files outside of it are used only if `spec` names them.
+// Errors   InvalidArgument.
+lifecycle::VmConfig clone_config(const VmSpec& spec, const vmm::Saved& saved, bool imported,
+                                 const system::Path& run_dir);
 
 // The configuration of a VM that goes back to the snapshot: its shape is the snapshot's, its paths stay its own.
 // Errors   InvalidArgument: their disks differ.

@@ -112,18 +112,19 @@ struct SavedFile {
   bool operator==(const SavedFile&) const = default;
 };
 
-// What a snapshot says of the VM it was taken of: all that it takes to make that VM, or another one like it, go on. Its
-// file is snapshot::Metadata's.
+// What a snapshot of a VM says of it, in the file kSavedVmFile of its folder: all that it takes to make that VM, or
+// another one like it, go on.
 struct SavedVm {
   std::string hypervisor;
   std::string vmm_version;
-  VmConfig config;  // without labels and network namespace, which are the VM's own
-  // For each disk of `config`: its copy in the folder, and its path says no more; "": it is used where it lies.
-  std::vector<std::string> disk_files;
-  std::vector<SavedFile> state_files;        // devices and memory
+  VmConfig config;                      // as the VM had it, with paths of its own run dir
+  std::vector<std::string> disk_files;  // for each disk of `config`: its copy in the folder; "": used where it lies
+  std::vector<SavedFile> state_files;   // devices and memory
   std::map<std::string, std::string> facts;  // the driver's own
   bool operator==(const SavedVm&) const = default;
 };
+
+inline constexpr const char* kSavedVmFile = "vm.json";
 
 // What a VM of this configuration is billed for: its own disk and its writable data disks, logical bytes.
 // Errors   InvalidArgument: a negative number, or a sum beyond 2^63 - 1.
@@ -136,13 +137,15 @@ void check_name(std::string_view name);
 //          UTF-8 or has control characters.
 void check_labels(const std::map<std::string, std::string>& labels);
 
-// The JSON documents of the store. Reading is strict: a missing or mistyped field is an
+// The JSON documents of the store and of snapshots. Reading is strict: a missing or mistyped field is an
 // InvalidArgument that names it; unknown and repeated fields are refused too (a newer schema has a newer database
 // version). The order of fields is free. Empty and default values are left out. Writing text that is not UTF-8 is an
 // InvalidArgument as well.
 std::string to_document(const VmRecord& record);
 std::string to_document(const SnapshotRecord& record);
+std::string to_document(const SavedVm& saved);
 VmRecord vm_from_document(std::string_view document);
 SnapshotRecord snapshot_from_document(std::string_view document);
+SavedVm saved_vm_from_document(std::string_view document);
 
 }  // namespace cocoon::lifecycle

@@ -33,6 +33,17 @@ bool is_there(const system::Path& path) {
   throw StoreError(system_message("stat " + path.string(), errno), path.string(), errno);
 }
 
+// nullopt if it is held for more than a moment, in which somebody may have looked at it.
+std::optional<Lock> exclude_soon(const system::Path& path) {
+  system::Cancel never;
+  const auto give_up = std::chrono::steady_clock::now() + kPatience;
+  for (;;) {
+    auto lock = Lock::try_exclude(path);
+    if (lock || std::chrono::steady_clock::now() >= give_up) return lock;
+    system::pause_for(1ms, never);
+  }
+}
+
 [[noreturn]] void refuse_half_removed(const SnapshotRecord& record) {
   throw InvalidState(
       fmt::format("snapshot {}: its data is gone, somebody died while removing it; remove it again", label(record)),
@@ -41,7 +52,8 @@ bool is_there(const system::Path& path) {
 
 }  // namespace
 
-LocalFile::LocalFile(store::MetaStore& store, const system::Path& root) : store_(&store), folder_(root / "snapshots") {
+LocalFile::LocalFile(store::MetaStore& store, const system::Path& root, Trust trust)
+    : store_(&store), folder_(root / "snapshots"), trust_(std::move(trust)) {
   system::make_private_dirs(staging_folder());
   system::make_private_dirs(locks_folder());
 }
@@ -187,8 +199,26 @@ void LocalFile::forget(const std::string& id, const Lock& lock) const {
   lock.retire();
 }
 
+bool LocalFile::is_in_use(const std::string& id) const {
+  const auto path = lock_path(id);
+  return is_there(path) && !Lock::try_exclude(path);
+}
+
+bool LocalFile::is_stale(const std::string& id) const {
+  if (is_in_use(id)) return false;
+  const auto record = find_record(*store_, id);
+  return !record || record->pending;
+}
+
+std::int64_t LocalFile::last_used_ns(const SnapshotRecord& record) const {
+  constexpr std::int64_t kSecond = 1'000'000'000;
+  struct stat status{};
+  if (::stat(lock_path(record.id).c_str(), &status) != 0) return record.created_at_ns;
+  return std::max(record.created_at_ns, status.st_mtim.tv_sec * kSecond + status.st_mtim.tv_nsec);
+}
+
 bool LocalFile::discard_stale(const std::string& id) const {
-  const auto lock = Lock::try_exclude(lock_path(id));
+  const auto lock = exclude_soon(lock_path(id));
   if (!lock) return false;
   const auto record = find_record(*store_, id);
   if (record && !record->pending) return false;

@@ -43,6 +43,13 @@ struct Spec {
   bool kept = false;  // a hibernated VM's memory: only waking or removing the VM may remove it
 };
 
+// Which files outside of it a snapshot from outside may name: strictly below an allowed folder, and not in a denied
+// one.
+struct Trust {
+  std::vector<system::Path> allowed;
+  std::vector<system::Path> denied;
+};
+
 class LocalFile;
 
 // A snapshot that is being made: an empty folder to be filled with plain files, locked until it is published.
@@ -93,7 +100,7 @@ using Also = std::function<void(store::Transaction&)>;
 class LocalFile {
  public:
   // `store` must outlive it. Makes the folders when absent.
-  LocalFile(store::MetaStore& store, const system::Path& root);
+  LocalFile(store::MetaStore& store, const system::Path& root, Trust trust = {});
 
   // Takes the name and makes the folder. A name that a dead process had taken is freed.
   // Errors   InvalidArgument: name, description or sizes. AlreadyExists: the name.
@@ -127,7 +134,13 @@ class LocalFile {
   // Of a snapshot that nobody makes any more: its folders and its pending record go, nothing enters the ledger.
   // False if somebody holds its lock, or it is complete.
   bool discard_stale(const std::string& id) const;
+  // For gc: whether discard_stale() would do something, whether somebody holds the lock, and when use() was called
+  // last, or else it was made.
+  [[nodiscard]] bool is_stale(const std::string& id) const;
+  [[nodiscard]] bool is_in_use(const std::string& id) const;
+  [[nodiscard]] std::int64_t last_used_ns(const SnapshotRecord& record) const;
 
+  [[nodiscard]] const Trust& trust() const { return trust_; }
   [[nodiscard]] store::MetaStore& store() const { return *store_; }
   [[nodiscard]] const system::Path& folder() const { return folder_; }
   [[nodiscard]] system::Path staging_folder() const { return folder_ / ".staging"; }
@@ -147,6 +160,7 @@ class LocalFile {
 
   store::MetaStore* store_;
   system::Path folder_;
+  Trust trust_;
 };
 
 }  // namespace cocoon::snapshot

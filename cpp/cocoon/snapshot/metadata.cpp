@@ -6,6 +6,7 @@
 #include <array>
 #include <cerrno>
 #include <set>
+#include <span>
 #include <utility>
 
 #include <fmt/format.h>
@@ -24,12 +25,10 @@ using nlohmann::ordered_json;
 
 constexpr std::size_t kMaxText = 1 << 20;
 constexpr std::size_t kMaxDisks = 256;
-constexpr std::size_t kMaxStateFiles = 256;
 constexpr std::size_t kMaxString = 4096;
 constexpr std::int64_t kMaxNumber = std::int64_t{1} << 60;
 constexpr std::int64_t kEnvelopeVersion = 1;
 constexpr std::array<std::string_view, 4> kRoles{"layer", "cow", "cidata", "data"};
-constexpr std::array<std::string_view, 2> kFormats{"raw", "qcow2"};
 
 // One object of a document from outside, read key by key.
 class Reader {
@@ -126,6 +125,11 @@ json parse(std::string_view text, const system::Path& path, const std::string& m
   return {};
 }
 
+bool is_below(const system::Path& path, const system::Path& root) {
+  const auto relative = path.lexically_relative(root.lexically_normal());
+  return !relative.empty() && relative != "." && *relative.begin() != "..";
+}
+
 bool is_plain(std::string_view name) {
   return !name.empty() && name != "." && name != ".." && name.find('/') == std::string_view::npos;
 }
@@ -139,10 +143,8 @@ DiskMetadata parse_disk(const Reader& in, const system::Path& folder) {
   DiskMetadata disk;
   const auto path = in.text("path");
   disk.role = in.one_of("role", kRoles);
-  if (in.find("format") != nullptr) disk.format = in.one_of("format", kFormats);
   disk.serial = in.text("serial");
   disk.readonly = in.flag("ro");
-  disk.size_bytes = in.number("size");
   const auto base = system::Path(path).filename().string();
   if (is_plain(path))
     disk.file = path;
@@ -155,24 +157,6 @@ DiskMetadata parse_disk(const Reader& in, const system::Path& folder) {
   return disk;
 }
 
-// What the VMM wrote, and what its driver must know of it.
-void parse_state(const Reader& in, Metadata& metadata) {
-  if (const auto* files = in.find("state_files"); files != nullptr) {
-    if (!files->is_array() || files->size() > kMaxStateFiles)
-      in.fail("state_files", fmt::format("expected an array of at most {} files", kMaxStateFiles));
-    for (const auto& file : *files) {
-      const auto one = in.inside(file, fmt::format("state_files[{}]", metadata.state_files.size()));
-      auto name = one.text("path");
-      if (!is_plain(name)) one.fail("path", fmt::format("{}, allowed: a plain name", quote(name)));
-      metadata.state_files.push_back({.name = std::move(name), .size_bytes = one.number("size")});
-    }
-  }
-  if (const auto* facts = in.find("vmm"); facts != nullptr) {
-    const auto inside = in.inside(*facts, "vmm");
-    for (const auto& fact : facts->items()) metadata.facts[fact.key()] = inside.text(fact.key().c_str());
-  }
-}
-
 void put_text(ordered_json& out, const char* key, const std::string& value) {
   if (!value.empty()) out[key] = value;
 }
@@ -183,75 +167,12 @@ void put_number(ordered_json& out, const char* key, std::int64_t value) {
 
 }  // namespace
 
-Metadata metadata_of(const lifecycle::VmRecord& vm, std::string vmm_version) {
-  const auto& config = vm.config;
-  Metadata metadata;
-  metadata.hypervisor = vm.hypervisor;
-  metadata.vmm_version = std::move(vmm_version);
-  metadata.cpu = config.cpu;
-  metadata.mem_bytes = config.mem_bytes;
-  metadata.storage_bytes = config.storage_bytes;
-  metadata.machine = config.machine;
-  metadata.accelerator = config.accelerator;
-  metadata.kernel = config.kernel;
-  metadata.initrd = config.initrd;
-  metadata.cmdline = config.cmdline;
-  for (const auto& disk : config.disks) {
-    const system::Path path(disk.path);
-    const bool own = path.parent_path() == system::Path(vm.run_dir);
-    metadata.disks.push_back({.file = own ? path.filename().string() : std::string(),
-                              .path = own ? std::string() : disk.path,
-                              .role = disk.role,
-                              .format = disk.format,
-                              .serial = disk.serial,
-                              .readonly = disk.readonly,
-                              .size_bytes = disk.size_bytes});
-  }
-  return metadata;
-}
-
-std::string to_json(const Metadata& metadata) {
-  ordered_json out;
-  auto& disks = out["storage_configs"] = ordered_json::array();
-  for (const auto& disk : metadata.disks) {
-    ordered_json one = {{"path", disk.file.empty() ? disk.path : disk.file},
-                        {"ro", disk.readonly},
-                        {"serial", disk.serial},
-                        {"role", disk.role}};
-    if (disk.format != "raw") one["format"] = disk.format;
-    put_number(one, "size", disk.size_bytes);
-    disks.push_back(std::move(one));
-  }
-  ordered_json boot = ordered_json::object();
-  put_text(boot, "kernel_path", metadata.kernel);
-  put_text(boot, "initrd_path", metadata.initrd);
-  put_text(boot, "cmdline", metadata.cmdline);
-  put_text(boot, "firmware_path", metadata.firmware);
-  if (!boot.empty()) out["boot_config"] = std::move(boot);
-  put_number(out, "cpu", metadata.cpu);
-  put_number(out, "memory", metadata.mem_bytes);
-  put_number(out, "storage", metadata.storage_bytes);
-  put_text(out, "hypervisor", metadata.hypervisor);
-  put_text(out, "vmm_version", metadata.vmm_version);
-  put_text(out, "machine", metadata.machine);
-  put_text(out, "accelerator", metadata.accelerator);
-  for (const auto& file : metadata.state_files)
-    out["state_files"].push_back({{"path", file.name}, {"size", file.size_bytes}});
-  if (!metadata.facts.empty()) out["vmm"] = metadata.facts;
-  return out.dump() + "\n";
-}
-
 Metadata parse_metadata(std::string_view text, const system::Path& folder) {
   const auto document = parse(text, folder, kMetadataFile);
   const Reader in(document, "", folder, kMetadataFile);
   Metadata metadata;
   metadata.cpu = in.number("cpu");
   metadata.mem_bytes = in.number("memory");
-  metadata.storage_bytes = in.number("storage");
-  metadata.hypervisor = in.name("hypervisor");
-  metadata.vmm_version = in.text("vmm_version");
-  metadata.machine = in.text("machine");
-  metadata.accelerator = in.text("accelerator");
   if (const auto* boot = in.find("boot_config"); boot != nullptr && !boot->is_null()) {
     const auto inside = in.inside(*boot, "boot_config");
     metadata.kernel = inside.text("kernel_path");
@@ -259,7 +180,6 @@ Metadata parse_metadata(std::string_view text, const system::Path& folder) {
     metadata.firmware = inside.text("firmware_path");
     metadata.cmdline = inside.text("cmdline");
   }
-  parse_state(in, metadata);
   const auto* disks = in.find("storage_configs");
   if (disks == nullptr || disks->is_null()) return metadata;
   if (!disks->is_array() || disks->size() > kMaxDisks)
@@ -277,27 +197,23 @@ std::optional<Metadata> find_metadata(const system::Path& folder) {
   return parse_metadata(*text, folder);
 }
 
-void write_metadata(const system::Path& folder, const Metadata& metadata) {
-  system::write_text_atomic(folder / kMetadataFile, to_json(metadata));
-}
-
-void check_paths(const Metadata& metadata, const system::Path& folder, std::span<const system::Path> trusted) {
+void check_paths(const Metadata& metadata, const system::Path& folder, const Trust& trust) {
   const auto refuse = [&](std::string_view what, const std::string& path, std::string_view why) {
     throw CorruptSnapshot(
         fmt::format("snapshot {}: {}: {} {} {}", folder.string(), kMetadataFile, what, quote(path), why),
         folder.string(), kMetadataFile);
   };
   std::vector<std::string> shown;
-  for (const auto& root : trusted) shown.push_back(root.string());
+  for (const auto& root : trust.allowed) shown.push_back(root.string());
   const auto check = [&](std::string_view what, const std::string& path) {
     if (path.empty()) return;
     const system::Path named(path);
-    const bool inside = std::any_of(trusted.begin(), trusted.end(), [&](const auto& root) {
-      const auto relative = named.lexically_relative(root.lexically_normal());
-      return !relative.empty() && relative != "." && *relative.begin() != "..";
-    });
-    if (!named.is_absolute() || named != named.lexically_normal() || !inside)
+    const auto in = [&](const system::Path& root) { return is_below(named, root); };
+    if (!named.is_absolute() || named != named.lexically_normal() ||
+        std::none_of(trust.allowed.begin(), trust.allowed.end(), in))
       refuse(what, path, fmt::format("lies outside of the folders it may name: {}", fmt::join(shown, ", ")));
+    if (std::any_of(trust.denied.begin(), trust.denied.end(), in))
+      refuse(what, path, "lies among the files of the engine, or of another VM");
   };
   check("kernel", metadata.kernel);
   check("initrd", metadata.initrd);

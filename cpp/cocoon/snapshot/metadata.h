@@ -1,21 +1,20 @@
 #pragma once
-// What a snapshot says of itself beside its data: two JSON files, both in the Go engine's format with a few more keys.
+// What an archive says of itself beside its data: two JSON files in the Go engine's format.
 //
-//   cocoon.json    in each snapshot that a VMM made: which machine its data belongs to. Travels in archives.
-//   snapshot.json  first in an archive, last into an exported folder: name, description, size of the machine.
+//   cocoon.json    the Go engine's, in each of its snapshots: which machine its data belongs to
+//   snapshot.json  first in an archive, last into an exported folder: name, description, size of the machine
 //
 // Both come from outside when a snapshot is imported: types, ranges, roles and paths are checked, keys we do not know
 // are ignored. Errors   CorruptSnapshot naming file and key, unless said otherwise.
 
 #include <cstdint>
-#include <map>
 #include <optional>
-#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "cocoon/lifecycle/record.h"
+#include "cocoon/snapshot/local_file.h"
 #include "cocoon/system/file.h"
 
 namespace cocoon::snapshot {
@@ -26,47 +25,31 @@ inline constexpr const char* kEnvelopeFile = "snapshot.json";
 struct DiskMetadata {
   std::string file;  // name in the snapshot's folder; "": it is outside
   std::string path;  // absolute path of a disk outside (a shared layer); "": it is inside
-  std::string role = "data";
-  std::string format = "raw";
+  std::string role;  // layer, cow, cidata, data
   std::string serial;
   bool readonly = false;
-  std::int64_t size_bytes = 0;  // logical; 0: not said
   bool operator==(const DiskMetadata&) const = default;
 };
 
 struct Metadata {
-  std::string hypervisor;   // "": not said (the Go engine's)
-  std::string vmm_version;  // "": not said
-  std::int64_t cpu = 0;     // 0: not said, as all below
+  std::int64_t cpu = 0;  // 0: not said, as the next
   std::int64_t mem_bytes = 0;
-  std::int64_t storage_bytes = 0;
-  std::string machine;
-  std::string accelerator;
   std::string kernel;  // absolute, as the next two
   std::string initrd;
   std::string firmware;
   std::string cmdline;
-  std::vector<DiskMetadata> disks;                // in the order in which the machine has them
-  std::vector<lifecycle::SavedFile> state_files;  // the VMM's, beside the disks
-  std::map<std::string, std::string> facts;       // the driver's own
+  std::vector<DiskMetadata> disks;  // in the order in which the machine has them
   bool operator==(const Metadata&) const = default;
 };
 
-// The configuration of a VM whose own disks, those below its run dir, are in the snapshot under their names.
-Metadata metadata_of(const lifecycle::VmRecord& vm, std::string vmm_version);
-
-std::string to_json(const Metadata& metadata);
 // `folder` is where the snapshot's files are: a disk is inside if it is named plainly, or (as the Go engine writes it)
 // by its absolute path in a run dir while a file of that name is here.
 Metadata parse_metadata(std::string_view text, const system::Path& folder);
 
 // nullopt: the snapshot has none.
 std::optional<Metadata> find_metadata(const system::Path& folder);
-// Errors   StoreError.
-void write_metadata(const system::Path& folder, const Metadata& metadata);
-
-// Every file that it names is in the snapshot, or lies strictly below one of `trusted` and names no way out.
-void check_paths(const Metadata& metadata, const system::Path& folder, std::span<const system::Path> trusted);
+// Every file that it names is in the snapshot, or lies in a folder that may be named, by a path without detours.
+void check_paths(const Metadata& metadata, const system::Path& folder, const Trust& trust);
 
 // snapshot.json.
 struct Envelope {

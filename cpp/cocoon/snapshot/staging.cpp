@@ -15,6 +15,7 @@
 #include "cocoon/metering/text.h"
 #include "cocoon/snapshot/commit.h"
 #include "cocoon/snapshot/local_file.h"
+#include "cocoon/system/archive.h"
 
 namespace cocoon::snapshot {
 namespace {
@@ -23,6 +24,13 @@ constexpr std::size_t kLongestDescription = 4096;
 
 void check(const Spec& spec) {
   if (!spec.name.empty()) lifecycle::check_name(spec.name);
+  if (!spec.hypervisor.empty()) {
+    try {
+      lifecycle::check_name(spec.hypervisor);
+    } catch (const InvalidArgument& error) {
+      throw InvalidArgument(fmt::format("hypervisor: {}", error.what()));
+    }
+  }
   if (spec.description.size() > kLongestDescription || !metering::is_utf8(spec.description))
     throw InvalidArgument(fmt::format("description: {} ({} bytes), allowed: UTF-8 of at most {} bytes",
                                       metering::quote(spec.description), spec.description.size(), kLongestDescription));
@@ -39,9 +47,10 @@ std::int64_t settle(const system::Path& folder, system::Cancel& cancel) {
     struct stat status{};
     if (::lstat(path.c_str(), &status) != 0)
       throw StoreError(system_message("stat " + path.string(), errno), path.string(), errno);
-    if (!S_ISREG(status.st_mode))
-      throw InvalidArgument(
-          fmt::format("snapshot: {} is not a plain file, and a snapshot holds nothing else", path.string()));
+    // What is in it must fit into an archive.
+    if (!S_ISREG(status.st_mode) || !system::is_member_name(name))
+      throw InvalidArgument(fmt::format(
+          "snapshot: {} is not a plain file with a plain name, and a snapshot holds nothing else", path.string()));
     if (__builtin_add_overflow(bytes, status.st_size, &bytes))
       throw InvalidArgument(fmt::format("snapshot: the files in {} are larger than 2^63 - 1 bytes", folder.string()));
     system::sync_file(path, cancel);
@@ -75,14 +84,16 @@ void Staging::abandon() noexcept {
 }
 
 Staging LocalFile::stage() {
-  auto id = store::make_id();
-  // 1. The lock says that it has an owner. Die here: an empty lock file, for gc.
-  auto lock = Lock::try_exclude(lock_path(id));
-  if (!lock) throw Error(fmt::format("snapshot {}: its new id is in use", id));
-  Staging staging(*this, std::move(id), *std::move(lock));
-  // 2. Die here, or while it is filled: a folder whose lock is free, for gc.
-  system::make_private_dirs(staging.dir());
-  return staging;
+  for (;;) {
+    // 1. The lock says that it has an owner. Die here: an empty lock file, for gc.
+    auto id = store::make_id();
+    auto lock = Lock::try_exclude(lock_path(id));
+    if (!lock) continue;  // gc was faster, and looks whose it is
+    Staging staging(*this, std::move(id), *std::move(lock));
+    // 2. Die here, or while it is filled: a folder whose lock is free, for gc.
+    system::make_private_dirs(staging.dir());
+    return staging;
+  }
 }
 
 void LocalFile::reserve(Staging& staging, const Spec& spec) {

@@ -26,6 +26,9 @@ struct Extent {
 // Where a file of `size` bytes has data, in order; what lies between is holes.
 std::vector<Extent> find_extents(int fd, std::int64_t size, const Path& shown);
 
+// What a member may be called: 1 to 255 printable ASCII characters without '/' and '\\', and neither "." nor "..".
+bool is_member_name(std::string_view name);
+
 enum class SparseRecords : std::uint8_t {
   kGnu,     // GNU.sparse 1.0: tar, libarchive, Go's own reader
   kCocoon,  // the Go engine's
@@ -57,8 +60,8 @@ struct ArchiveLimits {
   ExpansionLimit expansion;
 };
 
-// Takes nothing on trust. Members are regular files, each name once, plain: 1 to 255 printable ASCII characters
-// without '/' and '\' ("./name" is name, and "./" itself is passed over). Maps of holes must be in order, within the
+// Takes nothing on trust. Members are regular files, each name once and plain ("./name" is name, and "./" itself is
+// passed over). Maps of holes must be in order, within the
 // file and just what the data fills. The end must be marked, with nothing behind it.
 // Errors   CorruptSnapshot naming archive and member.
 class ArchiveReader {

@@ -124,6 +124,12 @@ class Output {
 
 }  // namespace
 
+bool is_member_name(std::string_view name) {
+  const auto is_plain = [](char c) { return c > ' ' && c <= '~' && c != '/' && c != '\\'; };
+  return !name.empty() && name.size() <= kLongestName && name != "." && name != ".." &&
+         std::all_of(name.begin(), name.end(), is_plain);
+}
+
 class ArchiveReader::Impl {
  public:
   Impl(ByteSource& in, Path shown, const ArchiveLimits& limits)
@@ -241,9 +247,7 @@ class ArchiveReader::Impl {
     std::string name(path != nullptr ? path : "");
     name_ = name.substr(0, kLongestName);  // for the message
     if (name.starts_with("./")) name.erase(0, 2);
-    const auto is_plain = [](char c) { return c > ' ' && c <= '~' && c != '/' && c != '\\'; };
-    if (name.empty() || name.size() > kLongestName || name == "." || name == ".." ||
-        !std::all_of(name.begin(), name.end(), is_plain))
+    if (!is_member_name(name))
       refuse("allowed are plain names: 1 to 255 printable ASCII characters without '/' and '\\'");
     return name;
   }

@@ -8,12 +8,14 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "cocoon/lifecycle/record.h"
 #include "cocoon/system/cancel.h"
+#include "cocoon/system/fd.h"
 #include "cocoon/system/file.h"
 #include "cocoon/system/process.h"
 
@@ -26,6 +28,9 @@ enum class GuestState { kNotBooted, kRunning, kPaused, kEnded };
 struct Command {
   std::vector<std::string> argv;         // argv[0]: absolute path of the binary
   std::vector<std::string> environment;  // "K=V", beside the engine's short list
+  system::Fd input;                      // stdin; empty: /dev/null
+  system::Fd output;                     // stdout; empty: the log, as stderr
+  std::vector<system::Fd> passed;        // fd 4, 5, … of the VMM
 };
 
 // What save() wrote, and what the driver must know to load it. The engine keeps it beside the files, in a SavedVm.
@@ -54,14 +59,22 @@ class Driver {
   // Refuses what this hypervisor cannot do, before anything is made. Errors InvalidArgument.
   virtual void check(const lifecycle::VmConfig& config) const = 0;
 
+  // Makes the sockets and fifos that it hands over, in the run dir.
+  // Requires runtime_files() are gone.
   // Errors   InvalidArgument: what may be created but not be started by us, such as a VM with nothing to boot from.
+  //          StoreError.
   [[nodiscard]] virtual Command command(const lifecycle::VmRecord& vm, const system::Path& binary) const = 0;
   // Names in the run dir that a VMM leaves behind and that must be gone before the next one starts.
   [[nodiscard]] virtual std::vector<std::string> runtime_files() const = 0;
   [[nodiscard]] virtual system::Path api_socket(const lifecycle::VmRecord& vm) const = 0;
-  [[nodiscard]] virtual system::Path console(const lifecycle::VmRecord& vm) const = 0;      // a UNIX socket
-  [[nodiscard]] virtual system::Path console_log(const lifecycle::VmRecord& vm) const = 0;  // what the guest printed
-  [[nodiscard]] virtual system::Path log(const lifecycle::VmRecord& vm) const = 0;          // the VMM's own
+  // The guest's serial console: a UNIX socket for both directions, or a fifo that takes the input while console_log()
+  // is the output.
+  [[nodiscard]] virtual system::Path console(const lifecycle::VmRecord& vm) const = 0;
+  // What the guest printed; nullopt: this hypervisor writes no log of it.
+  [[nodiscard]] virtual std::optional<system::Path> console_log(const lifecycle::VmRecord& vm) const = 0;
+  // The UNIX socket at which the guest's vsock is reached ("CONNECT <port>"); nullopt: it has none.
+  [[nodiscard]] virtual std::optional<system::Path> vsock(const lifecycle::VmRecord& vm) const = 0;
+  [[nodiscard]] virtual system::Path log(const lifecycle::VmRecord& vm) const = 0;  // the VMM's own
   // True for a process that this driver would have spawned for this VM id with this run dir.
   [[nodiscard]] virtual bool owns(const system::ProcessInfo& process, std::string_view vm_id,
                                   const system::Path& run_dir) const = 0;
@@ -78,8 +91,9 @@ class Driver {
   // Asks the guest to power off (ACPI button, Ctrl-Alt-Del); returns when it was asked.
   virtual void request_power_off(const lifecycle::VmRecord& vm, std::chrono::milliseconds timeout,
                                  system::Cancel& cancel) const = 0;
-  // Ends the VMM in its own orderly way (disks flushed); returns when it was asked.
-  virtual void quit(const lifecycle::VmRecord& vm, std::chrono::milliseconds timeout, system::Cancel& cancel) const = 0;
+  // Ends the VMM in its own orderly way (disks flushed); returns when it was asked. False: it knows of no such call,
+  // and SIGTERM is all there is.
+  virtual bool quit(const lifecycle::VmRecord& vm, std::chrono::milliseconds timeout, system::Cancel& cancel) const = 0;
 
   // What this program calls its version: "7.2.22", "1.17.0-dev".
   // Blocks   while it is run with --version, once per process for each binary. Errors VmmError.
@@ -105,6 +119,10 @@ class Driver {
   // for as long as it lives, privately; they may be unlinked after this. A VMM that failed to load may end by itself.
   virtual void load(const lifecycle::VmRecord& vm, const Saved& saved, std::chrono::milliseconds timeout,
                     system::Cancel& cancel) const = 0;
+
+ protected:
+  // True if the process has the run dir as its working directory, by whatever name.
+  static bool works_in(const system::ProcessInfo& process, const system::Path& run_dir);
 };
 
 // One per hypervisor name. Errors InvalidArgument naming the known ones.

@@ -79,17 +79,14 @@ Path Qemu::api_socket(const VmRecord& vm) const { return Path(vm.run_dir) / kQmp
 
 Path Qemu::console(const VmRecord& vm) const { return Path(vm.run_dir) / kConsoleSocket; }
 
-Path Qemu::console_log(const VmRecord& vm) const { return Path(vm.log_dir) / kConsoleLog; }
+std::optional<Path> Qemu::console_log(const VmRecord& vm) const { return Path(vm.log_dir) / kConsoleLog; }
+
+std::optional<Path> Qemu::vsock(const VmRecord&) const { return std::nullopt; }
 
 Path Qemu::log(const VmRecord& vm) const { return Path(vm.log_dir) / kQemuLog; }
 
 bool Qemu::owns(const system::ProcessInfo& process, std::string_view vm_id, const Path& run_dir) const {
-  if (!is_qemu_argv(process.argv, vm_id) || process.cwd.empty()) return false;
-  if (process.cwd == run_dir.lexically_normal()) return true;
-  // /proc gives the folder without the links that may lead to it.
-  std::error_code error;
-  const Path resolved = std::filesystem::weakly_canonical(run_dir, error);
-  return !error && process.cwd == resolved;
+  return is_qemu_argv(process.argv, vm_id) && works_in(process, run_dir);
 }
 
 void Qemu::boot(const VmRecord& vm, milliseconds timeout, Cancel& cancel) const {
@@ -161,8 +158,9 @@ void Qemu::request_power_off(const VmRecord& vm, milliseconds timeout, Cancel& c
   });
 }
 
-void Qemu::quit(const VmRecord& vm, milliseconds timeout, Cancel& cancel) const {
+bool Qemu::quit(const VmRecord& vm, milliseconds timeout, Cancel& cancel) const {
   about("quit", vm, [&] { Qmp::connect(api_socket(vm), timeout, cancel).execute_last("quit"); });
+  return true;
 }
 
 }  // namespace cocoon::vmm

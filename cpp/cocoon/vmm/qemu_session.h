@@ -4,11 +4,9 @@
 #include <string>
 #include <string_view>
 
-#include <fmt/format.h>
-
-#include "cocoon/error.h"
 #include "cocoon/lifecycle/record.h"
 #include "cocoon/system/file.h"
+#include "cocoon/vmm/about.h"
 #include "cocoon/vmm/driver.h"
 #include "cocoon/vmm/qmp.h"
 
@@ -24,20 +22,5 @@ GuestState meaning_of(const std::string& status);
 
 // Somebody else's QEMU at our socket must not be let run as this VM. Errors VmmError.
 void check_owner(Qmp& qmp, const lifecycle::VmRecord& vm, const system::Path& socket);
-
-// "boot web-1: QMP: …": which VM was asked for what. The classes and their facts stay.
-template <typename Body>
-auto about(std::string_view what, const lifecycle::VmRecord& vm, Body&& body) {
-  const auto message = [&](const VmmError& error) {
-    return fmt::format("{} {}: {}", what, vm.config.name, error.what());
-  };
-  try {
-    return body();
-  } catch (const VmmTimeout& error) {
-    throw VmmTimeout(message(error), error.status, error.body, error.log_tail);
-  } catch (const VmmError& error) {
-    throw VmmError(message(error), error.status, error.body, error.log_tail);
-  }
-}
 
 }  // namespace cocoon::vmm

@@ -22,6 +22,7 @@
 #include "cocoon/vmm/qemu.h"
 #include "cocoon/vmm/qemu_session.h"
 #include "cocoon/vmm/qmp.h"
+#include "cocoon/vmm/saved_checks.h"
 
 namespace cocoon::vmm {
 namespace {
@@ -32,8 +33,7 @@ using system::Cancel;
 using system::Path;
 
 constexpr const char* kMemoryFile = "memory";
-constexpr const char* kDescription = "cocoon.json";  // whom to blame for what `saved` says
-constexpr const char* kFdName = "cocoon-state";      // of the descriptor, within the session
+constexpr const char* kFdName = "cocoon-state";  // of the descriptor, within the session
 // Without it QEMU keeps to 128 MiB/s, which it also does while the guest stands still.
 constexpr std::int64_t kNoLimit = std::int64_t{1} << 50;
 constexpr milliseconds kPoll{1};
@@ -44,31 +44,6 @@ constexpr std::array<unsigned char, 8> kStreamBegin{'Q', 'E', 'V', 'M', 0, 0, 0,
 constexpr const char* kMachine = "machine";
 constexpr const char* kAccelerator = "accelerator";
 constexpr const char* kHostCpu = "host_cpu";  // only under KVM: -cpu host passes it through
-
-// "7.2" of "7.2.22": within a series QEMU keeps the stream's format and its machines.
-std::string series_of(const std::string& version) {
-  const auto first = version.find('.');
-  return version.substr(0, first == std::string::npos ? first : version.find('.', first + 1));
-}
-
-std::string host_cpu() {
-  std::ifstream file("/proc/cpuinfo");
-  constexpr std::string_view kKey = "model name";
-  for (std::string line; std::getline(file, line);) {
-    const auto colon = line.find(": ");
-    if (line.starts_with(kKey) && colon != std::string::npos) return line.substr(colon + 2);
-  }
-  return "unknown";
-}
-
-const std::string& fact(const Saved& saved, const char* name) {
-  const auto found = saved.vm.facts.find(name);
-  if (found == saved.vm.facts.end()) {
-    throw CorruptSnapshot(fmt::format("{}: it says nothing of its {}", saved.dir.string(), name), saved.dir.string(),
-                          kDescription);
-  }
-  return found->second;
-}
 
 // "pc-q35-7.2" of a VM that was made as "q35".
 std::string machine_type(Qmp& qmp) {
@@ -168,18 +143,13 @@ SavedState Qemu::save(const VmRecord& vm, const Path& dir, milliseconds timeout,
 void Qemu::check_saved(const Saved& saved, const Path& binary) const {
   const std::string& accelerator = fact(saved, kAccelerator);
   const std::string& machine = fact(saved, kMachine);
-  const auto refuse = [&](const std::string& what, std::string_view allowed) {
-    throw InvalidArgument(
-        fmt::format("snapshot {}: {}, allowed here: {}", saved.dir.filename().string(), what, allowed));
-  };
-  const auto corrupt = [&](const std::string& member, const std::string& what) {
-    throw CorruptSnapshot(fmt::format("snapshot {}: {}: {}", saved.dir.filename().string(), member, what),
-                          saved.dir.string(), member);
-  };
+  const auto refuse = [&](const std::string& what, std::string_view allowed) { refuse_saved(saved, what, allowed); };
+  const auto corrupt = [&](const std::string& member, const std::string& what) { refuse_corrupt(saved, member, what); };
   if (!is_saved_machine(machine, saved.vm.config)) {
-    corrupt(kDescription,
+    corrupt(lifecycle::kSavedVmFile,
             fmt::format("machine '{}' is none that a VM of machine '{}' ever had", machine, saved.vm.config.machine));
   }
+  // Within a series QEMU keeps the stream's format and its machines.
   const std::string here = version(binary);
   if (series_of(here) != series_of(saved.vm.vmm_version)) {
     refuse(fmt::format("it was taken by QEMU {}", saved.vm.vmm_version), series_of(here) + ".*");
@@ -190,10 +160,10 @@ void Qemu::check_saved(const Saved& saved, const Path& binary) const {
       refuse(fmt::format("its guest ran on the processor '{}'", cpu), "'" + host_cpu() + "'");
     }
   } else if (accelerator != "tcg") {
-    corrupt(kDescription, fmt::format("accelerator '{}', allowed: kvm, tcg", accelerator));
+    corrupt(lifecycle::kSavedVmFile, fmt::format("accelerator '{}', allowed: kvm, tcg", accelerator));
   }
   if (saved.vm.state_files.size() != 1 || saved.vm.state_files.front().name != kMemoryFile) {
-    corrupt(kDescription, fmt::format("its state is not one file '{}'", kMemoryFile));
+    corrupt(lifecycle::kSavedVmFile, fmt::format("its state is not one file '{}'", kMemoryFile));
   }
   std::ifstream stream(saved.dir / kMemoryFile, std::ios::binary);
   std::array<char, kStreamBegin.size()> begin{};
@@ -206,7 +176,11 @@ void Qemu::check_saved(const Saved& saved, const Path& binary) const {
 
 Command Qemu::load_command(const VmRecord& vm, const Path& binary, const Saved& saved) const {
   const QemuIncoming incoming{.machine = fact(saved, kMachine), .kvm = fact(saved, kAccelerator) == "kvm"};
-  return {.argv = qemu_argv(vm, binary, host_(binary), incoming), .environment = {}};
+  return {.argv = qemu_argv(vm, binary, host_(binary), incoming),
+          .environment = {},
+          .input = {},
+          .output = {},
+          .passed = {}};
 }
 
 void Qemu::load(const VmRecord& vm, const Saved& saved, milliseconds timeout, Cancel& cancel) const {

@@ -7,6 +7,7 @@
 #include <fmt/format.h>
 
 #include "cocoon/error.h"
+#include "cocoon/system/excerpt.h"
 
 namespace cocoon::vmm {
 namespace {
@@ -14,9 +15,9 @@ namespace {
 using nlohmann::json;
 using std::chrono::milliseconds;
 using std::chrono::steady_clock;
+using system::excerpt;
 
 constexpr std::size_t kMaxLineBytes = 1 << 20;  // the longest answer we ask for is a few hundred bytes
-constexpr std::size_t kMaxQuotedBytes = 200;
 
 milliseconds until(steady_clock::time_point deadline) {
   return std::max(milliseconds(0), std::chrono::ceil<milliseconds>(deadline - steady_clock::now()));
@@ -34,13 +35,6 @@ system::UnixStream connect_until(const system::Path& socket, steady_clock::time_
       if (left <= system::Cancel::kSlice) throw;
     }
   }
-}
-
-// What came from outside goes into messages cut and without control characters.
-std::string excerpt(std::string_view text) {
-  std::string shown;
-  for (const char c : text.substr(0, kMaxQuotedBytes)) shown += c >= ' ' && c < '\x7f' ? c : '?';
-  return text.size() > kMaxQuotedBytes ? shown + "…" : shown;
 }
 
 [[noreturn]] void throw_nonsense(std::string_view awaited, const std::string& line) {

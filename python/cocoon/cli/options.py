@@ -27,7 +27,7 @@ def complete_ref(ctx: typer.Context, _args: list[str], incomplete: str) -> Itera
 
 def complete_hypervisor(_ctx: typer.Context, _args: list[str], incomplete: str) -> Iterator[str]:
     """Hypervisors that can be named."""
-    yield from (name for name in ("qemu",) if name.startswith(incomplete))
+    yield from (name for name in ("cloud-hypervisor", "firecracker", "qemu") if name.startswith(incomplete))
 
 
 RefArgument = Annotated[

@@ -5,6 +5,7 @@ import os
 import secrets
 import signal
 import time
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from cocoon.cli import output
 from cocoon.cli.config import Config
 from cocoon.cli.errors import CommandError, one_line
 from cocoon.cli.ledger import print_intervals, print_usage
+from cocoon.cli.printed import Printed
 from cocoon.cli.session import open_backend
 from cocoon.cli.units import format_duration, format_local, format_size
 from cocoon.cli.vm_show import print_vms
@@ -23,6 +25,27 @@ if TYPE_CHECKING:
 
 _READY = "COCOON-GUEST-READY"
 _POWERED_OFF = "POWER-BUTTON"
+
+
+@dataclass(frozen=True)
+class Cast:
+    """The guest of a story."""
+
+    kernel: Path
+    initrd: Path | None
+    cmdline: str
+    name: str
+    ready: str  # what it prints when it is up; "": anything
+    powers_off: str  # what it prints when it powers itself off; "": nothing that we know of
+
+
+def built_guest(guest: "Guest") -> Cast:
+    """The one of `cocoon guest build`."""
+    return Cast(
+        guest.kernel, guest.initrd, guest.cmdline, f"Linux {guest.kernel_version}, busybox", _READY, _POWERED_OFF
+    )
+
+
 # A guest under TCG on a busy host may hang before it prints anything (QEMU, not us): then it is started once more.
 _BOOT_SECONDS = 20.0
 _DEATH_SECONDS = 5.0
@@ -34,10 +57,12 @@ _STORAGE = "64M"
 class Story:
     """One VM's life on one node."""
 
-    def __init__(self, node: "Node", hypervisor: str, config: Config, guest: "Guest") -> None:
+    def __init__(self, node: "Node", hypervisor: str, config: Config, guest: Cast) -> None:
         self._node = node
         self._backend = open_backend(node, hypervisor, config)
+        self._hypervisor = hypervisor
         self._guest = guest
+        self._printed: Printed | None = None
         self._name = f"demo-{secrets.token_hex(2)}"
         self._id = ""
         self._sound = True
@@ -51,8 +76,9 @@ class Story:
         usable, reason = kvm_status()
         output.say(f"cocoon {__version__}", style="bold")
         output.say(f"  VMM    {program}")
-        output.say(f"  KVM    {'yes' if usable else 'no, so the guest is emulated (TCG)'}: {one_line(reason)}")
-        output.say(f"  guest  Linux {self._guest.kernel_version}, busybox")
+        emulated = ", so the guest is emulated (TCG)" if self._hypervisor == "qemu" else " for an ordinary Linux"
+        output.say(f"  KVM    {'yes' if usable else 'no' + emulated}: {one_line(reason)}")
+        output.say(f"  guest  {self._guest.name}")
         output.say(f"  root   {self._node.root}")
         output.say("")
         self._begin = time.monotonic()
@@ -99,6 +125,7 @@ class Story:
         """No process and no file of the VM is left, however far it got."""
         from cocoon import NotFound
 
+        self._forget_console()
         for vm in self._node.vms():
             if vm.name == self._name:
                 try:
@@ -128,7 +155,9 @@ class Story:
     def _start(self) -> None:
         for attempt in (1, 2):
             begin = time.monotonic()
+            self._forget_console()
             self._backend.start(self._id)
+            self._printed = Printed(self._backend, self._id)
             vm = self._inspect()
             self._say(f"started its VMM, pid {vm.pid}, in {format_duration(time.monotonic() - begin)}")
             with output.working("waiting for the guest"):
@@ -149,8 +178,12 @@ class Story:
         with output.working("waiting for the guest to power off"):
             self._backend.stop(self._id)
         seconds = format_duration(time.monotonic() - begin)
-        by_itself = _POWERED_OFF in self._console()
-        how = "the guest powered itself off" if by_itself else "the guest did not power off, its VMM was ended"
+        if not self._guest.powers_off:
+            how = "its VMM has ended"
+        elif self._guest.powers_off in self._console():
+            how = "the guest powered itself off"
+        else:
+            how = "the guest did not power off, its VMM was ended"
         self._say(f"stopped in {seconds}: {how}; the record says {self._inspect().state}")
 
     def _crash(self) -> datetime:
@@ -208,21 +241,22 @@ class Story:
         """The line that the guest says when it is up; None: it did not in time."""
         deadline = time.monotonic() + _BOOT_SECONDS
         while time.monotonic() < deadline:
-            text = self._console()
-            _, found, rest = text.partition(_READY)
-            if found and "\n" in rest:
-                return one_line(found + rest.partition("\n")[0])
+            text = self._console().lstrip()
+            at = text.find(self._guest.ready)
+            if at >= 0 and "\n" in text[at:]:
+                return one_line(text[at:].partition("\n")[0])
             if self._inspect().alive is False:
                 raise CommandError(f"the VMM ended while its guest booted; last it said: {self._last_words()}")
             time.sleep(_POLL_SECONDS)
         return None
 
     def _console(self) -> str:
-        # A file of its own for each start.
-        try:
-            return Path(self._backend.console_log_path(self._id)).read_text(errors="replace")
-        except FileNotFoundError:
-            return ""
+        return self._printed.text() if self._printed is not None else ""
+
+    def _forget_console(self) -> None:
+        if self._printed is not None:
+            self._printed.close()
+            self._printed = None
 
     def _last_words(self) -> str:
         log = Path(self._backend.log_path(self._id))
