@@ -636,7 +636,10 @@ def test_http(either: Pair) -> None:
 
     def script(vmm: Vmm) -> Any:
         answers = {name: vmm.raw(data) for name, data in requests_of(path).items()}
-        return {name: re.sub(rb'"pid":\d+', b"", re.sub(rb"Content-Length: \d+", b"", each)) for name, each in answers.items()}
+        return {
+            name: re.sub(rb'"pid":\d+', b"", re.sub(rb"Content-Length: \d+", b"", each))
+            for name, each in answers.items()
+        }
 
     for name, answer in either.both(script).items():
         assert answer.startswith(b"HTTP/1.1 "), name
