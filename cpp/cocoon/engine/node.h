@@ -77,6 +77,8 @@ class Node {
   // `configured`, else the node's configuration, else the program's name in PATH. Errors VmmError: it is not there.
   [[nodiscard]] system::Path find_binary(std::string_view hypervisor, const system::Path& configured = {}) const;
 
+  // The record with what is alive now, and only those of its snapshots that are still there.
+  [[nodiscard]] VmView view(lifecycle::VmRecord vm) const;
   // By creation.
   [[nodiscard]] std::vector<VmView> vms() const;
   // Errors   NotFound. AmbiguousRef: also when two hypervisors have one of that name.

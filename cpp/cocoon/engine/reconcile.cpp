@@ -11,10 +11,13 @@
 #include <spdlog/spdlog.h>
 
 #include "cocoon/engine/commit.h"
+#include "cocoon/engine/disk_exchange.h"
 #include "cocoon/engine/node.h"
 #include "cocoon/engine/op_lock.h"
+#include "cocoon/engine/paused_guest.h"
 #include "cocoon/error.h"
 #include "cocoon/ledger/intervals.h"
+#include "cocoon/snapshot/commit.h"
 
 namespace cocoon::engine {
 namespace {
@@ -94,6 +97,7 @@ class Reconciler {
     for (const auto& [hypervisor, process] : strays)
       isolated(process.cwd.filename().string(), [&] { stray(hypervisor, process, known); });
     compare_rest(side, known);
+    compare_kept();
     return std::move(report_);
   }
 
@@ -201,9 +205,10 @@ class Reconciler {
       return add(std::move(row), true);
     }
     if (vm.state == VmState::kCreating) {
-      // Its lock is free, so its creator is dead.
+      // Its lock is free, so its creator is dead; a clone's may have left a VMM.
       row.status = "stale-placeholder";
       if (fix_) {
+        for (const auto& process : find_processes(driver, vm)) kill_process(process.identity);
         system::remove_tree(vm.run_dir);
         system::remove_tree(vm.log_dir);
         if (commit_if(node_.store(), vm, lifecycle::RollbackCreate{}).race == Race::kWon) {
@@ -215,6 +220,8 @@ class Reconciler {
     }
     try {
       const auto alive = settle(driver, vm, "reconcile", cancel_);
+      if (vm.dirty) return dirty(vm, alive, std::move(row));
+      if (fix_) DiskExchange::clean_up(vm.config);
       if (alive.life != Life::kAlive) return dead(vm, side, std::move(row));
       row.pid = alive.process->pid;
       living(vm, driver, *alive.process, side, std::move(row));
@@ -228,6 +235,7 @@ class Reconciler {
               const LedgerSide& side, ReconcileRow row) {
     const auto identity = to_record(process);
     if (vm.compute_open() && vm.state == VmState::kRunning && vm.process == identity) {
+      if (left_paused(vm, driver, row)) return add(std::move(row), false);
       return compared(vm, side, std::move(row));
     }
     bool runs = false;
@@ -242,12 +250,13 @@ class Reconciler {
       row.status = fmt::format("inconclusive: {}", error.what());
       return add(std::move(row), false);
     }
-    if (!runs) {
+    if (!runs || (vm.state == VmState::kHibernated && !vm.compute_open())) {
+      // A hibernated VM's memory is in its snapshot, and so are its disks: what runs was left by a hibernate or a wake.
       row.status = "orphan-process";
       if (fix_) {
         kill_process(process);
         if (vm.compute_open()) commit_if(node_.store(), vm, lifecycle::FoundDead{.death = find_death(vm)});
-        row.action = "killed, no guest ran in it";
+        row.action = runs ? "killed, the VM is hibernated" : "killed, no guest ran in it";
       }
       return add(std::move(row), false);
     }
@@ -269,6 +278,61 @@ class Reconciler {
       row.action = "adopted";
     const bool ok = row.status == "ok";
     add(std::move(row), ok);
+  }
+
+  // A snapshot whose maker died while the guest stood still.
+  bool left_paused(const VmRecord& vm, const vmm::Driver& driver, ReconcileRow& row) {
+    std::error_code ignored;
+    if (!std::filesystem::exists(system::Path(vm.run_dir) / kSavingFile, ignored)) return false;
+    row.status = "left-paused";
+    if (fix_) {
+      try {
+        if (PausedGuest::rescue(driver, vm, cancel_)) row.action = "resumed";
+      } catch (const VmmError& error) {
+        row.status = fmt::format("left-paused: {}", error.what());
+      }
+    }
+    return true;
+  }
+
+  // A restore whose maker died between the old disks and the new ones, or behind: the old ones come back.
+  void dirty(const VmRecord& vm, const Liveness& alive, ReconcileRow row) {
+    row.status = "half-restored";
+    if (alive.process) row.pid = alive.process->pid;
+    if (fix_) {
+      if (alive.process) kill_process(*alive.process);
+      DiskExchange::put_back(vm.config);
+      if (commit_if(node_.store(), vm, lifecycle::RestoreFailed{.dirty = false}).race == Race::kWon)
+        row.action = alive.process ? "killed, and its old disks put back" : "old disks put back";
+    }
+    add(std::move(row), false);
+  }
+
+  // What kept a hibernated VM's memory, when the VM is awake or gone: whoever ended that died before removing it.
+  void compare_kept() {
+    for (const auto& row : node_.store().list(store::Table::kSnapshot, {}, "ready")) {
+      const auto kept = snapshot::record_from_row(row);
+      if (!kept.kept) continue;
+      const auto vm = find_vm(node_.store(), kept.vm_id);
+      if (vm && vm->kept_snapshot_id == kept.id) continue;
+      if (vm) {
+        const auto lock = OpLock::try_acquire(node_, vm->id);
+        if (!lock) continue;  // its waker is about to
+      }
+      isolated(kept.id, [&] {
+        ReconcileRow found{.id = kept.id,
+                           .name = kept.name,
+                           .hypervisor = kept.hypervisor,
+                           .status = "kept-without-vm",
+                           .record_state = {},
+                           .ledger_state = {}};
+        if (fix_) {
+          node_.snapshots().remove(kept.id, cancel_);
+          found.action = "removed";
+        }
+        add(std::move(found), false);
+      });
+    }
   }
 
   void dead(const VmRecord& vm, const LedgerSide& side, ReconcileRow row) {

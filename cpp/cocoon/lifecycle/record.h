@@ -77,8 +77,8 @@ struct VmRecord {
   std::uint64_t compute_interval = 0;    // seq of the start of the open interval, 0 when closed
   std::uint64_t storage_interval = 0;
   std::optional<ProcessIdentity> process;  // of the VMM that `started` speaks of
-  std::vector<std::string> snapshot_ids;
-  std::string kept_snapshot_id;  // holds a hibernated VM's memory
+  std::vector<std::string> snapshot_ids;   // taken of it; some may be removed since
+  std::string kept_snapshot_id;            // holds a hibernated VM's memory
   std::string run_dir;
   std::string log_dir;
   bool operator==(const VmRecord&) const = default;

@@ -49,10 +49,12 @@ void remove_file(const Path& path);
 // A new file (0600) of `size` bytes that holds nothing; an existing file is an error.
 void make_sparse_file(const Path& path, std::int64_t size_bytes);
 
+enum class Sync { kNow, kLater };  // kLater: by who asked, with sync_file()
+
 // A new file (0600) with the bytes of another: reflink where the file system can, else its data, holes kept.
-// Durable  the bytes are on the disk; the name is once its folder was synced.
+// Durable  the bytes are on the disk, unless `sync` says otherwise; the name is once its folder was synced.
 // Blocks   for the whole copy; asks `cancel` between pieces. On any error the new file is gone; an existing one stays.
-void copy_file(const Path& from, const Path& to, Cancel& cancel);
+void copy_file(const Path& from, const Path& to, Cancel& cancel, Sync sync = Sync::kNow);
 
 // Holds an exclusive flock on a file until destroyed. The kernel queues waiters of all threads and processes alike,
 // since every lock has its own open file. Destroying closes our descriptor and does not unlock: a child that inherited
