@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import pytest
 
 from cocoon import Backend, Node, VMConfig
 from cocoon.testing import SimulatedVmms
+from harness import proc_gone
 
 SECONDS = 30.0
 
@@ -37,7 +38,8 @@ class Vmm:
     hypervisor: str
     binary: Path
     kernel: Path
-    environment: dict[str, str] = field(default_factory=dict)
+    # A key, and what the guest prints when it is pressed.
+    key: tuple[str, str] = ("d", "DIRTY")
 
     def backend(self, node: Node, **options: Any) -> Backend:
         return Backend(node, self.hypervisor, binary=self.binary, **options)
@@ -128,6 +130,18 @@ class Console:
             self._socket = None
 
 
+def processes_below(root: Path) -> list[int]:
+    """Processes whose working directory lies below this root's run dir."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdigit() and os.readlink(entry / "cwd").startswith(f"{root}/run/"):
+                found.append(int(entry.name))
+        except OSError:
+            continue
+    return [pid for pid in found if not proc_gone(pid)]
+
+
 @contextmanager
 def console(backend: Backend, ref: str) -> Iterator[Console]:
     attached = Console(backend, ref)
@@ -145,11 +159,13 @@ def simulated_vmm(hypervisor: str) -> Vmm:
     return Vmm(hypervisor, vmms.binaries[hypervisor], vmms.kernel)
 
 
-def find_vmm(name: str) -> Vmm:
-    """Skips where it is not there. Names: those of hypervisors, with "sim-" before it for the simulator."""
-    guest = find_in_test_dir("guest.elf")
+def find_vmm(name: str, folder: Path) -> Vmm:
+    """Skips where it is not there. A hypervisor's name, with "sim-" before it for a simulated one in `folder`."""
     if name.startswith("sim-"):
-        return simulated_vmm(name.removeprefix("sim-"))
+        simulated = SimulatedVmms(folder)
+        hypervisor = name.removeprefix("sim-")
+        return Vmm(hypervisor, simulated.binaries[hypervisor], simulated.kernel, key=("z", "z"))
+    guest = find_in_test_dir("guest.elf")
     if guest is None:
         pytest.skip("no guest.elf in COCOON_TEST_VMM_DIR")
     program = "qemu-system-x86_64" if name == "qemu" else name
