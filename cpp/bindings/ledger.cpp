@@ -37,7 +37,8 @@ using metering::Entry;
 
 // What the caller named; looked up anew at each reading.
 struct PyLedger {
-  std::vector<std::string> paths;
+  ledger::Selection selection;
+  std::uint64_t expected = 0;  // of a node's own: as ledger::audit has it
 };
 
 ledger::Check check_of(system::Cancel& cancel) {
@@ -66,7 +67,7 @@ class EntryIterator {
  public:
   explicit EntryIterator(const PyLedger& source)
       : files_(
-            std::make_shared<const Files>(blocking([&](system::Cancel&) { return ledger::find_files(source.paths); }))),
+            std::make_shared<const Files>(blocking([&](system::Cancel&) { return ledger::find_files(source.selection); }))),
         reader_(files_) {}
 
   Entry next() {
@@ -108,8 +109,8 @@ class EntryIterator {
 
 class FollowIterator {
  public:
-  FollowIterator(std::vector<std::string> paths, bool from_start, std::chrono::nanoseconds poll)
-      : follower_(std::move(paths), from_start), poll_(poll) {}
+  FollowIterator(ledger::Selection selection, bool from_start, std::chrono::nanoseconds poll)
+      : follower_(std::move(selection), from_start), poll_(poll) {}
 
   Entry next() {
     const Busy busy(busy_);
@@ -133,20 +134,31 @@ class FollowIterator {
 PyLedger make_ledger(const py::Args<AnyPath>& paths) {
   PyLedger made;
   for (const auto& path : paths) {
-    made.paths.push_back(from_path("path", path));
+    made.selection.patterns.push_back(from_path("path", path));
   }
-  if (made.paths.empty()) {
+  if (made.selection.patterns.empty()) {
     throw InvalidArgument("paths: none, allowed: one or more files, folders or globs");
   }
   return made;
 }
 
-// read(files, check) without the GIL.
+// read(files, check) without the GIL. A ledger that is rotated meanwhile is read again: its names have moved on.
 template <typename Read>
 auto reading(const PyLedger& source, Read&& read) {
   return blocking([&](system::Cancel& cancel) {
     const ledger::Check check = check_of(cancel);
-    return read(ledger::find_files(source.paths), check);
+    constexpr int kTries = 5;
+    for (int tried = 1;; ++tried) {
+      const Files files = ledger::find_files(source.selection);
+      const auto before = ledger::identities(files);
+      const auto moved = [&] { return ledger::identities(ledger::find_files(source.selection)) != before; };
+      try {
+        auto result = read(files, check);
+        if (tried == kTries || !moved()) return result;
+      } catch (const LedgerError&) {
+        if (tried == kTries || !moved()) throw;
+      }
+    }
   });
 }
 
@@ -168,7 +180,7 @@ Table usage(const PyLedger& source, const Typed<"collections.abc.Iterable[str]">
   }
   query.crash = ledger::parse_crash_end(to_text("crash", crash));
   return reading(source, [&](const Files& files, const ledger::Check& check) {
-    return ledger::usage_table(files, query, now_ns(), check);
+    return ledger::usage_table(query, ledger::read_usage(files, query, now_ns(), check));
   });
 }
 
@@ -177,14 +189,14 @@ py::typing::Iterator<Entry> follow(const PyLedger& source, const Typed<"float | 
   // Followed oftener than this, a quiet ledger would only cost.
   const std::int64_t poll_ns = std::max<std::int64_t>(to_duration("poll", poll), 1'000'000);
   auto iterator = blocking([&](system::Cancel&) {
-    return std::make_unique<FollowIterator>(source.paths, from_start, std::chrono::nanoseconds(poll_ns));
+    return std::make_unique<FollowIterator>(source.selection, from_start, std::chrono::nanoseconds(poll_ns));
   });
   return py::cast(std::move(iterator));
 }
 
 std::string quoted_paths(const PyLedger& source) {
   std::string paths;
-  for (const std::string& path : source.paths) {
+  for (const std::string& path : source.selection.patterns) {
     paths += fmt::format("{}{}", paths.empty() ? "" : ", ", std::string(py::repr(py::str(to_path(path)))));
   }
   return paths;
@@ -258,12 +270,18 @@ void bind_ledger(py::module_& m) {
   bind_audit(m);
   bind_iterator<EntryIterator>(m, "_EntryIterator");
   bind_iterator<FollowIterator>(m, "_FollowIterator");
-  py::class_<PyLedger>(m, "Ledger", R"(The usage ledger in these files, folders or globs. Nothing is read yet.
+  py::class_<PyLedger>(m, "Ledger", R"(The usage ledger in these files, folders or globs, packed (zstd, gzip) or not. Nothing is read yet.
 
 Tables pass over lines that are no entries, with one warning; iterating raises LedgerError at each, naming file, line
 and offset, and may go on; ``audit`` reports them.
 Raises LedgerError from each reading: nothing is there, or it cannot be read.)")
       .def(py::init(&make_ledger))
+      .def_static(
+          "_of_node",
+          [](const AnyPath& path, std::uint64_t expected) {
+            return PyLedger{{{from_path("path", path)}, true}, expected};
+          },
+          "path"_a, "expected"_a, "The ledger ``path`` with its rotated parts, which holds all up to ``expected``.")
       .def("__iter__",
            [](const PyLedger& source) -> py::typing::Iterator<Entry> {
              return py::cast(std::make_unique<EntryIterator>(source));
@@ -286,8 +304,9 @@ Raises InvalidArgument.)")
       .def(
           "audit",
           [](const PyLedger& source) {
-            return reading(source,
-                           [](const Files& files, const ledger::Check& check) { return ledger::audit(files, check); });
+            return reading(source, [&](const Files& files, const ledger::Check& check) {
+              return ledger::audit(files, check, source.expected);
+            });
           },
           "What is wrong with the ledger, each fault once.")
       .def("follow", &follow, py::kw_only(), "poll"_a = 0.5, "from_start"_a = false,

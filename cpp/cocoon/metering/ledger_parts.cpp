@@ -64,8 +64,8 @@ void write_all(int fd, const fs::path& path, const char* from, std::size_t size)
   }
 }
 
-// One frame, with a checksum of what went in.
-void compress(int from, const fs::path& source, int to, const fs::path& target) {
+// One frame, with a checksum of what went in. Returns how much that was.
+std::uint64_t compress(int from, const fs::path& source, int to, const fs::path& target) {
   struct Context {
     ZSTD_CCtx* value = ZSTD_createCCtx();
     ~Context() { ZSTD_freeCCtx(value); }
@@ -76,11 +76,13 @@ void compress(int from, const fs::path& source, int to, const fs::path& target) 
   static_cast<void>(ZSTD_CCtx_setParameter(context.value, ZSTD_c_checksumFlag, 1));
   std::vector<char> in(ZSTD_CStreamInSize());
   std::vector<char> out(ZSTD_CStreamOutSize());
+  std::uint64_t read = 0;
   for (bool end = false; !end;) {
     const ssize_t got = ::read(from, in.data(), in.size());
     if (got < 0 && errno == EINTR) continue;
     if (got < 0) fail_on("read", source, errno);
     end = got == 0;
+    read += static_cast<std::uint64_t>(got);
     ZSTD_inBuffer taken{in.data(), static_cast<std::size_t>(got), 0};
     for (bool more = true; more;) {
       ZSTD_outBuffer made{out.data(), out.size(), 0};
@@ -92,9 +94,10 @@ void compress(int from, const fs::path& source, int to, const fs::path& target) 
       more = end ? left != 0 : taken.pos < taken.size;
     }
   }
+  return read;
 }
 
-// False: somebody else is at it, or has done it.
+// False: somebody else is at it, or has done it; or it still grows.
 bool pack(const Part& part) {
   const Owned from(::open(part.path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW));
   if (from.value < 0 && errno == ENOENT) return false;
@@ -114,8 +117,11 @@ bool pack(const Part& part) {
     // What a process left that died in here is overwritten.
     const Owned to(::open(unfinished.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600));
     if (to.value < 0) fail_on("make", unfinished, errno);
-    compress(from.value, part.path, to.value, unfinished);
+    const std::uint64_t read = compress(from.value, part.path, to.value, unfinished);
     if (::fsync(to.value) != 0) fail_on("sync", unfinished, errno);
+    // Whoever appends without the ledger's lock may not have noticed yet that it has moved on: let it wait.
+    if (::fstat(from.value, &status) != 0) fail_on("stat", part.path, errno);
+    if (read != static_cast<std::uint64_t>(status.st_size)) return false;
   }
   if (::rename(unfinished.c_str(), packed.c_str()) != 0) fail_on("rename", unfinished, errno);
   sync_folder_of(packed);
