@@ -15,6 +15,7 @@
 #include <pybind11/typing.h>
 
 #include "cocoon/ledger/audit.h"
+#include "cocoon/ledger/checkpoint.h"
 #include "cocoon/ledger/follow.h"
 #include "cocoon/ledger/reader.h"
 #include "cocoon/ledger/table.h"
@@ -170,7 +171,7 @@ Table intervals(const PyLedger& source, const MaybeDatetime& until) {
 }
 
 Table usage(const PyLedger& source, const Typed<"collections.abc.Iterable[str]">& by, const MaybeDatetime& since,
-            const MaybeDatetime& until, const Typed<"float | datetime.timedelta | None">& every, const Text& crash) {
+            const MaybeDatetime& until, const Typed<"float | datetime.timedelta | None">& every, const Text& crash, const MaybeAnyPath& checkpoint) {
   ledger::UsageQuery query;
   query.by = to_texts("by", by);
   query.since_ns = to_optional_time("since", since);
@@ -179,8 +180,13 @@ Table usage(const PyLedger& source, const Typed<"collections.abc.Iterable[str]">
     query.every_ns = to_duration("every", every);
   }
   query.crash = ledger::parse_crash_end(to_text("crash", crash));
+  std::optional<std::string> file;
+  if (!checkpoint.is_none()) {
+    file = from_path("checkpoint", checkpoint);
+  }
   return reading(source, [&](const Files& files, const ledger::Check& check) {
-    return ledger::usage_table(query, ledger::read_usage(files, query, now_ns(), check));
+    return ledger::usage_table(query, file ? ledger::read_usage_from(*file, files, query, now_ns(), check)
+                                           : ledger::read_usage(files, query, now_ns(), check));
   });
 }
 
@@ -296,10 +302,12 @@ Raises LedgerError from each reading: nothing is there, or it cannot be read.)")
            "Starts and stops paired, in the order of the starts. Open ones count up to ``until``, or to now.")
       .def(
           "usage", &usage, py::kw_only(), "by"_a = py::make_tuple("vm_id"), "since"_a = py::none(),
-          "until"_a = py::none(), "every"_a = py::none(), "crash"_a = "ended",
+          "until"_a = py::none(), "every"_a = py::none(), "crash"_a = "ended", "checkpoint"_a = py::none(),
           R"(Sums over [since, until), by any of vm_id, snapshot_id, hypervisor, kind, reason (of the start), label:KEY.
 
 ``every``: in buckets that begin at its multiples since the epoch. ``crash``: up to when a crashed VM counts.
+``checkpoint``: a file that saves reading again what was read; the answer is the same, and where it does not fit the
+ledger or the question, all is read.
 Raises InvalidArgument.)")
       .def(
           "audit",

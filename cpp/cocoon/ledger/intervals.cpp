@@ -7,6 +7,7 @@
 #include <fmt/format.h>
 
 #include "cocoon/error.h"
+#include "cocoon/ledger/bytes.h"
 #include "cocoon/metering/text.h"
 
 namespace cocoon::ledger {
@@ -248,6 +249,47 @@ void Pairer::finish(std::int64_t until_ns) {
     on_interval_(interval);
   }
   open_.clear();
+}
+
+void Pairer::save(std::string& out) const {
+  put(out, starts_);
+  put(out, static_cast<std::uint64_t>(open_.size()));
+  open_.for_each([&](const Table::Node& node) {
+    const Open& open = node.value;
+    put(out, node.key_tag());
+    put(out, node.id());
+    put(out, open.ordinal);
+    put(out, open.shape);
+    put(out, open.start_ns);
+    put(out, open.seq);
+    put(out, open.name);
+    put(out, open.uptime_ns);
+    put(out, open.reason);
+    put(out, symbols_.text_of(open.hypervisor));
+    put(out, symbols_.text_of(open.boot));
+    put(out, std::string_view(open.source_snapshot_id));
+    put(out, std::string_view(open.labels));
+  });
+}
+
+void Pairer::load(std::string_view& in) {
+  starts_ = take<std::uint64_t>(in);
+  for (auto count = take<std::uint64_t>(in); count > 0; --count) {
+    const auto tag = take<std::uint8_t>(in);
+    const std::string_view id = take_text(in);
+    Open& open = open_.insert(hash_of(id), tag, id).value;
+    open.ordinal = take<std::uint64_t>(in);
+    open.shape = take<metering::Shape>(in);
+    open.start_ns = take<std::int64_t>(in);
+    open.seq = take_some<std::uint64_t>(in);
+    open.name = take_some<std::uint64_t>(in);
+    open.uptime_ns = take_some<std::int64_t>(in);
+    open.reason = take_some<metering::Reason>(in);
+    open.hypervisor = symbols_.id_of(take_text(in));
+    open.boot = symbols_.id_of(take_text(in));
+    open.source_snapshot_id = take_text(in);
+    open.labels = take_text(in);
+  }
 }
 
 std::vector<Interval> read_intervals(const Files& files, CrashEnd crash, std::int64_t until_ns, const Check& check) {

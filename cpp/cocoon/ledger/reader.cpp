@@ -14,6 +14,8 @@ Position position_of(const Files& files, const Batch& batch, std::uint32_t line,
   return {&files[batch.block.file], batch.first_line + line, batch.block.offset + offset};
 }
 
+}  // namespace
+
 BadLine bad_line(const Files& files, const Batch& batch, const Batch::Bad& bad) {
   BadLine line;
   line.line.text = batch.block.text().substr(bad.offset, bad.size);
@@ -23,8 +25,6 @@ BadLine bad_line(const Files& files, const Batch& batch, const Batch::Bad& bad) 
   line.error = bad.error;
   return line;
 }
-
-}  // namespace
 
 std::string describe(const Position& at) {
   return fmt::format("{}, line {}, byte {}", at.file->string(), at.line, at.offset);

@@ -62,6 +62,8 @@ struct BadLine {
 std::string describe(const Position& at);
 std::string describe(const BadLine& bad);
 
+BadLine bad_line(const Files& files, const Batch& batch, const Batch::Bad& bad);
+
 using OnBad = std::function<void(const BadLine& bad)>;
 using OnEntry = std::function<void(const Batch::Item& item, const Position& at)>;
 

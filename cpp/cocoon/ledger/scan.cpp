@@ -69,8 +69,9 @@ namespace {
 class Pass {
  public:
   Pass(const std::shared_ptr<const Files>& files, const std::function<void(const Batch& batch)>& take,
-       const Check& check, std::size_t threads)
+       const Check& check, std::size_t threads, std::uint64_t skip)
       : source_(files), take_(take), check_(check), ring_(threads * 2 + 2) {
+    source_.skip_to(skip);
     for (Slot& slot : ring_) slot.batch = std::make_unique<Batch>();
   }
 
@@ -196,10 +197,10 @@ class Pass {
 }  // namespace
 
 void scan(const std::shared_ptr<const Files>& files, const std::function<void(const Batch& batch)>& take,
-          const Check& check) {
+          const Check& check, std::uint64_t skip) {
   constexpr std::size_t kMost = 16;  // more only wait for whoever hands out
   const std::size_t threads = std::clamp<std::size_t>(std::thread::hardware_concurrency(), 1, kMost);
-  Pass(files, take, check, threads).run(threads - 1);
+  Pass(files, take, check, threads, skip).run(threads - 1);
 }
 
 }  // namespace cocoon::ledger

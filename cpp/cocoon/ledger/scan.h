@@ -55,8 +55,9 @@ struct Batch {
 // Fills in items, bad and lines from the block.
 void parse(Batch& batch);
 
+// `skip`: begins behind this byte of the first file, where a line begins.
 // Errors   LedgerError: a file cannot be read; what `check` or `take` throws.
 void scan(const std::shared_ptr<const Files>& files, const std::function<void(const Batch& batch)>& take,
-          const Check& check = {});
+          const Check& check = {}, std::uint64_t skip = 0);
 
 }  // namespace cocoon::ledger

@@ -23,6 +23,12 @@ Source::Source(std::shared_ptr<const Files> files) : files_(std::move(files)) {}
 Source::~Source() = default;
 
 bool Source::next(Block& block) {
+  if (!read(block)) return false;
+  block.end = offset_;
+  return true;
+}
+
+bool Source::read(Block& block) {
   block.size = 0;
   block.torn = block.overlong = false;
   for (;;) {
@@ -31,15 +37,7 @@ bool Source::next(Block& block) {
       rest_.clear();
       offset_ = 0;
       stream_ = open_stream((*files_)[next_file_++]);
-      if (skip_ > 0) {
-        std::vector<char> passed(kBlock);
-        while (offset_ < skip_) {
-          const std::size_t got = stream_->read(passed.data(), std::min<std::uint64_t>(kBlock, skip_ - offset_));
-          if (got == 0) break;
-          offset_ += got;
-        }
-        skip_ = 0;
-      }
+      offset_ = stream_->skip(std::exchange(skip_, 0));
     }
     block.file = next_file_ - 1;
     block.offset = offset_;

@@ -23,6 +23,8 @@ class ByteStream {
   virtual ~ByteStream() = default;
   // 0 at the end. Errors   LedgerError naming the file: it cannot be read, or its compressed data is damaged or cut off.
   virtual std::size_t read(char* to, std::size_t size) = 0;
+  // Passes over so many bytes, or all there are; returns how many. Requires that nothing was read yet.
+  virtual std::uint64_t skip(std::uint64_t size);
 };
 
 // Errors   LedgerError: it cannot be opened, or is not a regular file.
@@ -36,6 +38,7 @@ struct Block {
   std::size_t size = 0;
   std::size_t file = 0;      // index in the files that are read
   std::uint64_t offset = 0;  // of the first byte, in the decompressed file
+  std::uint64_t end = 0;     // the offset of what follows
   bool torn = false;         // one line, and the file ends without a '\n' behind it
   bool overlong = false;     // one line of more than kLongestLine, and `text` is empty
 };
@@ -57,6 +60,7 @@ class Source {
 
  private:
   void give(Block& block, std::size_t size, const char* newline);
+  bool read(Block& block);
   bool pass_overlong(Block& block);
 
   std::shared_ptr<const Files> files_;

@@ -4,6 +4,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <cstring>
@@ -51,6 +52,11 @@ class FileStream final : public ByteStream {
       if (got >= 0) return static_cast<std::size_t>(got);
       if (errno != EINTR) fail_on(path_, std::strerror(errno), errno);
     }
+  }
+
+  std::uint64_t skip(std::uint64_t size) override {
+    if (::lseek(fd_, static_cast<off_t>(size), SEEK_SET) < 0) fail_on(path_, std::strerror(errno), errno);
+    return size;
   }
 
   // The first bytes, without reading them away; fewer if the file is shorter.
@@ -158,6 +164,17 @@ class GzipStream final : public ByteStream {
 };
 
 }  // namespace
+
+std::uint64_t ByteStream::skip(std::uint64_t size) {
+  std::vector<char> passed(kPacked);
+  std::uint64_t done = 0;
+  while (done < size) {
+    const std::size_t got = read(passed.data(), std::min<std::uint64_t>(passed.size(), size - done));
+    if (got == 0) break;
+    done += got;
+  }
+  return done;
+}
 
 std::unique_ptr<ByteStream> open_stream(const fs::path& path) {
   auto file = std::make_unique<FileStream>(path);

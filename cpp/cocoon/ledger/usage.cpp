@@ -10,6 +10,7 @@
 #include <fmt/format.h>
 
 #include "cocoon/error.h"
+#include "cocoon/ledger/bytes.h"
 #include "cocoon/metering/text.h"
 
 namespace cocoon::ledger {
@@ -113,22 +114,23 @@ void Usage::set_key(const IntervalView& interval) {
   key_.append(sizeof(std::int64_t), '\0');
 }
 
+// The row of key_, made where it is the first of it.
+UsageRow& Usage::row_of_key() {
+  const auto [at, fresh] = places_.try_emplace(key_, rows_.size());
+  if (!fresh) return rows_[at->second];
+  UsageRow& row = rows_.emplace_back();
+  std::string_view rest = key_;
+  for (std::size_t i = 0; i < query_.by.size(); ++i) {
+    const auto size = take<std::uint32_t>(rest);
+    row.key.push_back(size == kNone ? std::nullopt : std::optional<std::string>(take_bytes(rest, size)));
+  }
+  row.bucket_ns = take<std::int64_t>(rest);
+  return row;
+}
+
 void Usage::count(const IntervalView& interval, std::int64_t bucket_ns, std::uint64_t length_ns) {
   std::memcpy(key_.data() + key_.size() - sizeof bucket_ns, &bucket_ns, sizeof bucket_ns);
-  const auto [at, fresh] = places_.try_emplace(key_, rows_.size());
-  if (fresh) {
-    UsageRow& row = rows_.emplace_back();
-    row.bucket_ns = bucket_ns;
-    std::string_view rest = key_;
-    for (std::size_t i = 0; i < query_.by.size(); ++i) {
-      std::uint32_t size = 0;
-      std::memcpy(&size, rest.data(), sizeof size);
-      rest.remove_prefix(sizeof size);
-      row.key.push_back(size == kNone ? std::nullopt : std::optional<std::string>(rest.substr(0, size)));
-      if (size != kNone) rest.remove_prefix(size);
-    }
-  }
-  UsageRow& row = rows_[at->second];
+  UsageRow& row = row_of_key();
   switch (interval.dimension) {
     case Dimension::kVmCompute:
       add_product(length_ns, interval.shape.cpu, row.vcpu_ns);
@@ -179,6 +181,31 @@ void Usage::add(const IntervalView& interval) {
     const std::int64_t stop = std::min(bucket_end, to);
     count(interval, bucket, length(at, stop));
     at = stop;
+  }
+}
+
+void Usage::save(std::string& out) const {
+  put(out, static_cast<std::uint64_t>(places_.size()));
+  for (const auto& [key, place] : places_) {
+    const UsageRow& row = rows_[place];
+    put(out, std::string_view(key));
+    put(out, row.vcpu_ns);
+    put(out, row.mem_byte_ns);
+    put(out, row.storage_byte_ns);
+    put(out, row.intervals);
+    put(out, row.open);
+  }
+}
+
+void Usage::load(std::string_view& in) {
+  for (auto count = take<std::uint64_t>(in); count > 0; --count) {
+    key_ = take_text(in);
+    UsageRow& row = row_of_key();
+    row.vcpu_ns = take<Uint128>(in);
+    row.mem_byte_ns = take<Uint128>(in);
+    row.storage_byte_ns = take<Uint128>(in);
+    row.intervals = take<std::uint64_t>(in);
+    row.open = take<std::uint64_t>(in);
   }
 }
 

@@ -60,6 +60,7 @@ class Usage {
 
  private:
   void set_key(const IntervalView& interval);
+  UsageRow& row_of_key();
   void count(const IntervalView& interval, std::int64_t bucket_ns, std::uint64_t length_ns);
 
   UsageQuery query_;
