@@ -15,7 +15,9 @@ ninja-build  runs the build
 libfmt-dev  formats messages
 libspdlog-dev  logs
 nlohmann-json3-dev  reads and writes JSON
-libsqlitecpp-dev  the store, on SQLite'
+libsqlitecpp-dev  the store, on SQLite
+libzstd-dev  rotated parts of the ledger
+zlib1g-dev  ledgers that somebody gzipped'
 packages_python='python3  runs the package
 python3-dev  headers of Python, for the extension module
 python3-venv  makes .venv, so that nothing is installed outside this folder'

@@ -3,6 +3,7 @@
 // Threads  every method may be called concurrently.
 
 #include <cstdint>
+#include <filesystem>
 #include <map>
 #include <memory>
 #include <optional>
@@ -28,6 +29,7 @@ struct NodeOptions {
   std::shared_ptr<metering::Recorder> recorder;  // null: FileRecorder at <root>/metering/ledger.jsonl
   std::map<std::string, system::Path> binaries;  // by hypervisor
   std::vector<std::string> ledger_labels;        // the node's allow list; empty: as it was
+  std::uint64_t rotate_bytes = 0;                // rotate a ledger that is as long; 0: never
   system::Path shim;                             // cocoon-shim
   const system::Clock* clock = nullptr;          // null: the system's
 };
@@ -84,7 +86,11 @@ class Node {
   ReconcileReport reconcile(bool fix, system::Cancel& cancel);
 
   [[nodiscard]] std::uint64_t pending() const { return store_->pending(); }
+  // The ledger holds everything up to this seq for good.
+  [[nodiscard]] std::uint64_t settled() const { return store_->settled(); }
   void flush() { store_->flush(); }
+  // As MetaStore::rotate.
+  std::filesystem::path rotate_ledger() { return store_->rotate(); }
   void close() { store_->close(); }
 
   // The op lock of one VM: sequences on it queue here.
