@@ -211,6 +211,7 @@ void Auditor::look_at(const Batch::Item& item, const Position& at) {
   if (removed_) {
     add(Code::kAfterRemoval, entry, fmt::format("{} of {} after its removal", to_string(entry.kind), quote(id)));
   }
+  pairer_.prefetch(*at.batch, at.item);
   paired_ = &entry;
   pairer_.add(entry, item.hash);
   paired_ = nullptr;

@@ -44,6 +44,9 @@ struct Position {
   const std::filesystem::path* file = nullptr;
   std::uint64_t line = 0;    // from 1, in its file
   std::uint64_t offset = 0;  // of its first byte
+  // Of an entry that for_each_line hands out: where those that follow it are.
+  const Batch* batch = nullptr;
+  std::size_t item = 0;
 };
 
 struct Line {

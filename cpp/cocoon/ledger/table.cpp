@@ -174,7 +174,8 @@ Table intervals_table(const Files& files, std::int64_t until_ns, const Check& ch
                                {"labels", Type::kLabels}});
   // A row is made at the start, which is the order of the table, and filled up at the end.
   Pairer pairer(CrashEnd::kEnded, [&](const IntervalView& interval) { add_end(interval, columns); });
-  const auto add = [&](const Batch::Item& item, const Position&) {
+  const auto add = [&](const Batch::Item& item, const Position& at) {
+    pairer.prefetch(*at.batch, at.item);
     if (is_start(item.entry.kind)) add_start(item.entry, columns);
     pairer.add(item.entry, item.hash);
   };

@@ -24,7 +24,7 @@ CommandFunction = TypeVar("CommandFunction", bound=Callable[..., None])
 _COMMANDS = {
     "demo": "cocoon.cli.demo",
     "vm": "cocoon.cli.vm",
-    "ledger": "cocoon.cli.ledger",
+    "ledger": "cocoon.cli.ledger_group",
     "reconcile": "cocoon.cli.reconcile",
     "doctor": "cocoon.cli.doctor",
     "guest": "cocoon.cli.guest",
