@@ -162,7 +162,13 @@ def long_ledger(folder: Path, entries: int, seconds_per_entry: float) -> None:
     for what, code in (("usage", "rows = Ledger(path).usage(by=()).to_pylist()[0]['intervals']"), ("audit", AUDIT)):
         took, memory, rows = measure(code, path)
         assert rows >= entries // 3
-        row(f"{what} of {entries:,} entries, 100 000 open: memory", f"{memory:.0f} MiB", "200 MiB", memory / 200, limit=1.0)
+        row(
+            f"{what} of {entries:,} entries, 100 000 open: memory",
+            f"{memory:.0f} MiB",
+            "200 MiB",
+            memory / 200,
+            limit=1.0,
+        )
         row(f"{what} of {entries:,} entries: time per entry", f"{took / entries * 1e9:.0f} ns",
             f"{seconds_per_entry * 1e9:.0f} ns, intervals of {ENTRIES:,}", took / entries / seconds_per_entry,
             limit=2.0)  # fmt: skip

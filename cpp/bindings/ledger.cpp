@@ -67,8 +67,8 @@ class Busy {
 class EntryIterator {
  public:
   explicit EntryIterator(const PyLedger& source)
-      : files_(
-            std::make_shared<const Files>(blocking([&](system::Cancel&) { return ledger::find_files(source.selection); }))),
+      : files_(std::make_shared<const Files>(
+            blocking([&](system::Cancel&) { return ledger::find_files(source.selection); }))),
         reader_(files_) {}
 
   Entry next() {
@@ -171,7 +171,8 @@ Table intervals(const PyLedger& source, const MaybeDatetime& until) {
 }
 
 Table usage(const PyLedger& source, const Typed<"collections.abc.Iterable[str]">& by, const MaybeDatetime& since,
-            const MaybeDatetime& until, const Typed<"float | datetime.timedelta | None">& every, const Text& crash, const MaybeAnyPath& checkpoint) {
+            const MaybeDatetime& until, const Typed<"float | datetime.timedelta | None">& every, const Text& crash,
+            const MaybeAnyPath& checkpoint) {
   ledger::UsageQuery query;
   query.by = to_texts("by", by);
   query.since_ns = to_optional_time("since", since);
@@ -276,7 +277,9 @@ void bind_ledger(py::module_& m) {
   bind_audit(m);
   bind_iterator<EntryIterator>(m, "_EntryIterator");
   bind_iterator<FollowIterator>(m, "_FollowIterator");
-  py::class_<PyLedger>(m, "Ledger", R"(The usage ledger in these files, folders or globs, packed (zstd, gzip) or not. Nothing is read yet.
+  py::class_<PyLedger>(
+      m, "Ledger",
+      R"(The usage ledger in these files, folders or globs, packed (zstd, gzip) or not. Nothing is read yet.
 
 Tables pass over lines that are no entries, with one warning; iterating raises LedgerError at each, naming file, line
 and offset, and may go on; ``audit`` reports them.

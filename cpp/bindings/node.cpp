@@ -34,7 +34,8 @@ using Refs = py::Args<Text>;
 
 std::shared_ptr<Node> make_node(const AnyPath& root, const MaybeAnyPath& run_dir, const MaybeAnyPath& log_dir,
                                 const RecorderOrNone& recorder, const PathsByName& binaries,
-                                const Typed<"collections.abc.Iterable[str]">& ledger_labels, const Typed<"int | str">& rotate_bytes) {
+                                const Typed<"collections.abc.Iterable[str]">& ledger_labels,
+                                const Typed<"int | str">& rotate_bytes) {
   engine::NodeOptions options;
   options.root = from_path("root", root);
   if (!run_dir.is_none()) options.run_dir = from_path("run_dir", run_dir);

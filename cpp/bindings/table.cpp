@@ -224,8 +224,7 @@ std::string to_html(const Table& table) {
 }
 
 void bind_table(py::module_& m) {
-  m.def(
-      "_arrow_exports", [] { return ledger::arrow_exports(); }, "What was handed out as Arrow and not released yet.");
+  m.def("_arrow_exports", [] { return ledger::arrow_exports(); }, "What was handed out as Arrow and not released yet.");
   py::class_<Table, std::shared_ptr<Table>>(
       m, "Table", R"(Columns. An immutable value; null is None. Times in data frames have nanoseconds.
 

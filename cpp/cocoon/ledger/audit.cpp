@@ -361,7 +361,8 @@ void Auditor::finish() {
   }
   std::stable_sort(report_.findings.begin(), report_.findings.end(), [&](const Finding& a, const Finding& b) {
     // What has no offset is missing behind the end.
-    return std::tuple(order[a.file], !a.offset, a.offset, a.code) < std::tuple(order[b.file], !b.offset, b.offset, b.code);
+    return std::tuple(order[a.file], !a.offset, a.offset, a.code) <
+           std::tuple(order[b.file], !b.offset, b.offset, b.code);
   });
 }
 

@@ -122,9 +122,7 @@ void Pairer::add(const EntryView& entry, std::uint64_t hash) {
 void Pairer::prefetch(const Batch& batch, std::size_t item) const {
   constexpr std::size_t kSlotAhead = 12;
   constexpr std::size_t kNodeAhead = 6;
-  const auto tag = [&](std::size_t at) {
-    return static_cast<std::uint8_t>(dimension_of(batch.items[at].entry.kind));
-  };
+  const auto tag = [&](std::size_t at) { return static_cast<std::uint8_t>(dimension_of(batch.items[at].entry.kind)); };
   if (const std::size_t at = item + kSlotAhead; at < batch.items.size()) {
     open_.prefetch_slot(batch.items[at].hash, tag(at));
   }
@@ -236,8 +234,8 @@ void Pairer::stop(const EntryView& entry, std::uint64_t hash) {
   }
   if (on_anomaly_ && entry.hypervisor != interval.hypervisor) {
     on_anomaly_(Anomaly::kHypervisorChanged, interval.start_seq,
-                fmt::format("{} of {} says hypervisor {}; its start says {}", to_string(entry.kind),
-                            quote(interval.id), quote(entry.hypervisor), quote(interval.hypervisor)));
+                fmt::format("{} of {} says hypervisor {}; its start says {}", to_string(entry.kind), quote(interval.id),
+                            quote(entry.hypervisor), quote(interval.hypervisor)));
   }
   interval.stop_ns = entry.emitted_at_ns;
   interval.stop_reason = entry.reason;
