@@ -1,6 +1,7 @@
 // Packed files, parts, checkpoints and Arrow: what a reading gives is the same however the ledger lies on the disk.
 
 #include <unistd.h>
+#include <zlib.h>
 
 #include <algorithm>
 #include <cstdlib>
@@ -10,7 +11,6 @@
 #include <vector>
 
 #include <gtest/gtest.h>
-#include <zlib.h>
 
 #include "cocoon/error.h"
 #include "cocoon/ledger/arrow.h"
@@ -197,8 +197,8 @@ TEST_F(PackedTest, EveryLayoutGivesTheSameIntervals) {
     for (std::size_t row = 0; row < a.rows(); ++row) {
       ASSERT_EQ(one.is_null(row), two.is_null(row));
       if (one.is_null(row)) continue;
-      const bool text = one.type() == ColumnType::kText || one.type() == ColumnType::kSymbol ||
-                        one.type() == ColumnType::kLabels;
+      const bool text =
+          one.type() == ColumnType::kText || one.type() == ColumnType::kSymbol || one.type() == ColumnType::kLabels;
       if (text) {
         ASSERT_EQ(one.text(row), two.text(row)) << one.name();
       } else {

@@ -18,9 +18,7 @@ using Random = std::mt19937_64;
 
 // As a reader has it: a '\n', and bytes behind it that look like more.
 struct Text {
-  explicit Text(const std::string& line) : bytes(line + "\n"), size(bytes.size()) {
-    bytes.append(kReadBehind, '7');
-  }
+  explicit Text(const std::string& line) : bytes(line + "\n"), size(bytes.size()) { bytes.append(kReadBehind, '7'); }
   [[nodiscard]] const char* parse(EntryView& out) const {
     return parse_own_layout(bytes.data(), bytes.data() + size, out);
   }
@@ -43,9 +41,7 @@ std::string some_text(Random& random, bool odd) {
   return text;
 }
 
-std::int64_t some_number(Random& random) {
-  return static_cast<std::int64_t>((random() >> 1) >> (random() % 63));
-}
+std::int64_t some_number(Random& random) { return static_cast<std::int64_t>((random() >> 1) >> (random() % 63)); }
 
 Entry some_entry(Random& random, bool odd) {
   const auto chance = [&] { return random() % 2 == 0; };
@@ -101,9 +97,10 @@ TEST(OwnLayoutTest, TakesWhatIsWrittenHere) {
     // 19 digits, and the years 1677 and 2262, are the general parser's.
     constexpr std::int64_t kMost = 999'999'999'999'999'999;
     const auto fits = [](std::int64_t ns) { return std::abs(ns / 1'000'000'000) < 9'200'000'000; };
-    const bool digits = entry.shape.cpu <= kMost && entry.shape.mem_bytes <= kMost && entry.shape.storage_bytes <= kMost &&
-                        entry.seq.value_or(0) <= kMost && entry.interval.value_or(0) <= kMost &&
-                        entry.uptime_ns.value_or(0) <= kMost && entry.ended_uptime_ns.value_or(0) <= kMost;
+    const bool digits = entry.shape.cpu <= kMost && entry.shape.mem_bytes <= kMost &&
+                        entry.shape.storage_bytes <= kMost && entry.seq.value_or(0) <= kMost &&
+                        entry.interval.value_or(0) <= kMost && entry.uptime_ns.value_or(0) <= kMost &&
+                        entry.ended_uptime_ns.value_or(0) <= kMost;
     should += digits && fits(entry.emitted_at_ns) && fits(entry.ended_at_ns.value_or(0)) &&
                       fits(entry.alive_until_ns.value_or(0))
                   ? 1
@@ -117,10 +114,41 @@ TEST(OwnLayoutTest, TakesWhatIsWrittenHere) {
 
 TEST(OwnLayoutTest, WhatItTakesFromJsonReadsAlike) {
   Random random(test::test_seed());
-  static const std::vector<std::string> kPieces = {
-      "\"", ",", ":", "{", "}", "0", "00", "-1", "1.5", "1e3", "\\u0041", "\\\"", " ", "\t", "null", "[]", "\x80", "\xC3\xA9",
-      "99999999999999999", "9223372036854775808", "Z", "+08:00", "-23:59", "+24:00", "2024-02-29T", "2023-02-29T",
-      "T23:59:60Z", ".", "\"seq\":1,", "\"cpu\":0", "\"labels\":{},", "\"labels\":{\"b\":\"1\",\"a\":\"2\"}", "{}", "\n", "\0"};
+  static const std::vector<std::string> kPieces = {"\"",
+                                                   ",",
+                                                   ":",
+                                                   "{",
+                                                   "}",
+                                                   "0",
+                                                   "00",
+                                                   "-1",
+                                                   "1.5",
+                                                   "1e3",
+                                                   "\\u0041",
+                                                   "\\\"",
+                                                   " ",
+                                                   "\t",
+                                                   "null",
+                                                   "[]",
+                                                   "\x80",
+                                                   "\xC3\xA9",
+                                                   "99999999999999999",
+                                                   "9223372036854775808",
+                                                   "Z",
+                                                   "+08:00",
+                                                   "-23:59",
+                                                   "+24:00",
+                                                   "2024-02-29T",
+                                                   "2023-02-29T",
+                                                   "T23:59:60Z",
+                                                   ".",
+                                                   "\"seq\":1,",
+                                                   "\"cpu\":0",
+                                                   "\"labels\":{},",
+                                                   "\"labels\":{\"b\":\"1\",\"a\":\"2\"}",
+                                                   "{}",
+                                                   "\n",
+                                                   "\0"};
   std::uint64_t taken = 0;
   for (int round = 0; round < 60'000; ++round) {
     std::string line = to_json(some_entry(random, random() % 3 == 0));

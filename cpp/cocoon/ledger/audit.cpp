@@ -211,6 +211,7 @@ void Auditor::look_at(const Batch::Item& item, const Position& at) {
   if (removed_) {
     add(Code::kAfterRemoval, entry, fmt::format("{} of {} after its removal", to_string(entry.kind), quote(id)));
   }
+  pairer_.prefetch(*at.batch, at.item);
   paired_ = &entry;
   pairer_.add(entry, item.hash);
   paired_ = nullptr;
@@ -360,7 +361,8 @@ void Auditor::finish() {
   }
   std::stable_sort(report_.findings.begin(), report_.findings.end(), [&](const Finding& a, const Finding& b) {
     // What has no offset is missing behind the end.
-    return std::tuple(order[a.file], !a.offset, a.offset, a.code) < std::tuple(order[b.file], !b.offset, b.offset, b.code);
+    return std::tuple(order[a.file], !a.offset, a.offset, a.code) <
+           std::tuple(order[b.file], !b.offset, b.offset, b.code);
   });
 }
 

@@ -1,7 +1,7 @@
 #pragma once
-// Usage without reading again what was read: a checkpoint holds the sums of all intervals that are closed, what is open,
-// and how far each file was read. The answer is that of a whole reading. Where anything does not fit (another question,
-// a file that was replaced, cut, rotated or changed, a checkpoint that is damaged) the whole ledger is read.
+// Usage without reading again what was read: a checkpoint holds the sums of all intervals that are closed, what is
+// open, and how far each file was read. The answer is that of a whole reading. Where anything does not fit (another
+// question, a file that was replaced, cut, rotated or changed, a checkpoint that is damaged) the whole ledger is read.
 //
 // What was read is taken to stand still, as a ledger does: of a file that grew, its beginning and the last bytes that
 // were read are compared. A file of the same size must also have the same time of change.

@@ -34,8 +34,8 @@ class Column {
   [[nodiscard]] std::size_t null_count() const { return nulls_; }
 
   // Requires the type, and a row that is not null.
-  [[nodiscard]] std::string_view text(std::size_t row) const;            // kText, kSymbol, kLabels
-  [[nodiscard]] std::int64_t integer(std::size_t row) const;             // kInteger, kBoolean, kTime
+  [[nodiscard]] std::string_view text(std::size_t row) const;  // kText, kSymbol, kLabels
+  [[nodiscard]] std::int64_t integer(std::size_t row) const;   // kInteger, kBoolean, kTime
   [[nodiscard]] double real(std::size_t row) const { return reals_[row]; }
 
   void add_null();

@@ -24,8 +24,8 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// "ledger.101-200.jsonl.zst" sorts as ("ledger", 101), and "ledger.jsonl", which holds what came after, as ("ledger", ∞);
-// of one part that stands there in two forms, the packed one first.
+// "ledger.101-200.jsonl.zst" sorts as ("ledger", 101), and "ledger.jsonl", which holds what came after, as ("ledger",
+// ∞); of one part that stands there in two forms, the packed one first.
 std::tuple<std::string, std::uint64_t, std::string> order_of(const fs::path& path) {
   constexpr std::uint64_t kCurrent = std::numeric_limits<std::uint64_t>::max();
   const std::string name = path.filename().string();

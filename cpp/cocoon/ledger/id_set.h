@@ -1,6 +1,6 @@
 #pragma once
-// A set of ids that only grows, as 64-bit hashes (hash_of) in one flat table: 8 to 16 bytes per id where a set of strings
-// takes a hundred. Of 25 million ids the chance that any two share a hash is 2e-5.
+// A set of ids that only grows, as 64-bit hashes (hash_of) in one flat table: 8 to 16 bytes per id where a set of
+// strings takes a hundred. Of 25 million ids the chance that any two share a hash is 2e-5.
 
 #include <cstddef>
 #include <cstdint>

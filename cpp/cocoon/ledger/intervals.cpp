@@ -119,6 +119,18 @@ void Pairer::add(const EntryView& entry, std::uint64_t hash) {
   }
 }
 
+void Pairer::prefetch(const Batch& batch, std::size_t item) const {
+  constexpr std::size_t kSlotAhead = 12;
+  constexpr std::size_t kNodeAhead = 6;
+  const auto tag = [&](std::size_t at) { return static_cast<std::uint8_t>(dimension_of(batch.items[at].entry.kind)); };
+  if (const std::size_t at = item + kSlotAhead; at < batch.items.size()) {
+    open_.prefetch_slot(batch.items[at].hash, tag(at));
+  }
+  if (const std::size_t at = item + kNodeAhead; at < batch.items.size()) {
+    open_.prefetch_node(batch.items[at].hash, tag(at));
+  }
+}
+
 IntervalView Pairer::view_of(const Table::Node& node, Dimension dimension) const {
   const Open& open = node.value;
   IntervalView view;
@@ -222,8 +234,8 @@ void Pairer::stop(const EntryView& entry, std::uint64_t hash) {
   }
   if (on_anomaly_ && entry.hypervisor != interval.hypervisor) {
     on_anomaly_(Anomaly::kHypervisorChanged, interval.start_seq,
-                fmt::format("{} of {} says hypervisor {}; its start says {}", to_string(entry.kind),
-                            quote(interval.id), quote(entry.hypervisor), quote(interval.hypervisor)));
+                fmt::format("{} of {} says hypervisor {}; its start says {}", to_string(entry.kind), quote(interval.id),
+                            quote(entry.hypervisor), quote(interval.hypervisor)));
   }
   interval.stop_ns = entry.emitted_at_ns;
   interval.stop_reason = entry.reason;
@@ -292,10 +304,17 @@ void Pairer::load(std::string_view& in) {
   }
 }
 
+OnEntry pairing(Pairer& pairer) {
+  return [&pairer](const Batch::Item& item, const Position& at) {
+    pairer.prefetch(*at.batch, at.item);
+    pairer.add(item.entry, item.hash);
+  };
+}
+
 std::vector<Interval> read_intervals(const Files& files, CrashEnd crash, std::int64_t until_ns, const Check& check) {
   std::vector<Interval> intervals;
   Pairer pairer(crash, [&](const IntervalView& interval) { intervals.push_back(to_interval(interval)); });
-  for_each_entry(files, [&](const Batch::Item& item, const Position&) { pairer.add(item.entry, item.hash); }, check);
+  for_each_entry(files, pairing(pairer), check);
   pairer.finish(until_ns);
   std::sort(intervals.begin(), intervals.end(),
             [](const Interval& a, const Interval& b) { return a.ordinal < b.ordinal; });

@@ -91,6 +91,9 @@ class Pairer {
   void add(const metering::EntryView& entry, std::uint64_t hash);
   void add(const metering::EntryView& entry) { add(entry, hash_of(entry.id)); }
 
+  // To be called for entries that will soon be added: waits for memory overlap then.
+  void prefetch(const Batch& batch, std::size_t item) const;
+
   // Hands out what is open, in the order of the starts; it counts up to `until_ns`.
   void finish(std::int64_t until_ns);
 
@@ -131,6 +134,9 @@ class Pairer {
   Table open_;       // the tag is the dimension
   std::uint64_t starts_ = 0;
 };
+
+// Every entry to the pairer.
+OnEntry pairing(Pairer& pairer);
 
 // All intervals, in the order of their starts.
 // Errors   LedgerError. Bad lines are passed over, as in for_each_entry.

@@ -52,7 +52,10 @@ void for_each_line(const std::shared_ptr<const Files>& files, const OnEntry& on_
       }
       if (i < batch.items.size()) {
         const Batch::Item& item = batch.items[i];
-        on_entry(item, position_of(*files, batch, item.line, item.offset));
+        Position at = position_of(*files, batch, item.line, item.offset);
+        at.batch = &batch;
+        at.item = i;
+        on_entry(item, at);
       }
     }
   };

@@ -19,11 +19,11 @@
 
 namespace cocoon::ledger {
 
-// What a caller names, as files in reading order: a file is itself; a folder is its *.jsonl, *.jsonl.zst and *.jsonl.gz,
-// the rotated parts (name.<first>-<last>.jsonl…) by their first seq before the current file; anything else is a glob
-// pattern, in the same order. A file that is named twice is read once, and so is a part that stands there twice, packed
-// and not, because a rotation was interrupted.
-// Errors   LedgerError: nothing is there, or it cannot be looked at.
+// What a caller names, as files in reading order: a file is itself; a folder is its *.jsonl, *.jsonl.zst and
+// *.jsonl.gz, the rotated parts (name.<first>-<last>.jsonl…) by their first seq before the current file; anything else
+// is a glob pattern, in the same order. A file that is named twice is read once, and so is a part that stands there
+// twice, packed and not, because a rotation was interrupted. Errors   LedgerError: nothing is there, or it cannot be
+// looked at.
 Files find_files(std::span<const std::string> patterns);
 
 // What a caller means by a ledger.
@@ -44,6 +44,9 @@ struct Position {
   const std::filesystem::path* file = nullptr;
   std::uint64_t line = 0;    // from 1, in its file
   std::uint64_t offset = 0;  // of its first byte
+  // Of an entry that for_each_line hands out: where those that follow it are.
+  const Batch* batch = nullptr;
+  std::size_t item = 0;
 };
 
 struct Line {

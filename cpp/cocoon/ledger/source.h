@@ -21,7 +21,8 @@ constexpr std::size_t kLongestLine = std::size_t{16} << 20;
 class ByteStream {
  public:
   virtual ~ByteStream() = default;
-  // 0 at the end. Errors   LedgerError naming the file: it cannot be read, or its compressed data is damaged or cut off.
+  // 0 at the end. Errors   LedgerError naming the file: it cannot be read, or its compressed data is damaged or cut
+  // off.
   virtual std::size_t read(char* to, std::size_t size) = 0;
   // Passes over so many bytes, or all there are; returns how many. Requires that nothing was read yet.
   virtual std::uint64_t skip(std::uint64_t size);

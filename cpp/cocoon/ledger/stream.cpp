@@ -3,6 +3,8 @@
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
+#include <zlib.h>
+#include <zstd.h>
 
 #include <algorithm>
 #include <array>
@@ -12,8 +14,6 @@
 #include <utility>
 
 #include <fmt/format.h>
-#include <zlib.h>
-#include <zstd.h>
 
 #include "cocoon/error.h"
 #include "cocoon/ledger/source.h"

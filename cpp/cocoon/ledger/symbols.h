@@ -20,7 +20,8 @@ class Symbols {
   Symbols& operator=(Symbols&&) = default;
 
   Id id_of(std::string_view text) {
-    if (last_ < texts_.size() && texts_[last_] == text) return last_;  // one says the same as the one before, most often
+    if (last_ < texts_.size() && texts_[last_] == text)
+      return last_;  // one says the same as the one before, most often
     const auto found = ids_.find(text);
     if (found != ids_.end()) return last_ = found->second;
     last_ = static_cast<Id>(texts_.size());

@@ -95,28 +95,17 @@ void add_end(const IntervalView& i, std::vector<Column>& columns) {
 
 Table entries_table(const Files& files, const Check& check) {
   using Type = ColumnType;
-  auto columns = make_columns({{"kind", Type::kSymbol},
-                               {"vm_id", Type::kText},
-                               {"snapshot_id", Type::kText},
-                               {"source_snapshot_id", Type::kText},
-                               {"reason", Type::kSymbol},
-                               {"hypervisor", Type::kSymbol},
-                               {"cpu", Type::kInteger},
-                               {"mem_bytes", Type::kInteger},
-                               {"storage_bytes", Type::kInteger},
-                               {"emitted_at", Type::kTime},
-                               {"emitted_at_ns", Type::kInteger},
-                               {"seq", Type::kInteger},
-                               {"interval", Type::kInteger},
-                               {"labels", Type::kLabels},
-                               {"ended_at", Type::kTime},
-                               {"ended_uptime_ns", Type::kInteger},
-                               {"evidence", Type::kSymbol},
-                               {"alive_until", Type::kTime},
-                               {"boot_id", Type::kSymbol},
-                               {"uptime_ns", Type::kInteger},
-                               {"file", Type::kSymbol},
-                               {"line", Type::kInteger},
+  auto columns = make_columns({{"kind", Type::kSymbol},           {"vm_id", Type::kText},
+                               {"snapshot_id", Type::kText},      {"source_snapshot_id", Type::kText},
+                               {"reason", Type::kSymbol},         {"hypervisor", Type::kSymbol},
+                               {"cpu", Type::kInteger},           {"mem_bytes", Type::kInteger},
+                               {"storage_bytes", Type::kInteger}, {"emitted_at", Type::kTime},
+                               {"emitted_at_ns", Type::kInteger}, {"seq", Type::kInteger},
+                               {"interval", Type::kInteger},      {"labels", Type::kLabels},
+                               {"ended_at", Type::kTime},         {"ended_uptime_ns", Type::kInteger},
+                               {"evidence", Type::kSymbol},       {"alive_until", Type::kTime},
+                               {"boot_id", Type::kSymbol},        {"uptime_ns", Type::kInteger},
+                               {"file", Type::kSymbol},           {"line", Type::kInteger},
                                {"offset", Type::kInteger}});
   const auto add = [&](const Batch::Item& item, const Position& at) {
     const EntryView& e = item.entry;
@@ -174,7 +163,8 @@ Table intervals_table(const Files& files, std::int64_t until_ns, const Check& ch
                                {"labels", Type::kLabels}});
   // A row is made at the start, which is the order of the table, and filled up at the end.
   Pairer pairer(CrashEnd::kEnded, [&](const IntervalView& interval) { add_end(interval, columns); });
-  const auto add = [&](const Batch::Item& item, const Position&) {
+  const auto add = [&](const Batch::Item& item, const Position& at) {
+    pairer.prefetch(*at.batch, at.item);
     if (is_start(item.entry.kind)) add_start(item.entry, columns);
     pairer.add(item.entry, item.hash);
   };

@@ -65,10 +65,10 @@ class Usage {
 
   UsageQuery query_;
   std::int64_t now_ns_;
-  std::vector<std::string> label_keys_;  // of `by`, "" where it is no label
-  std::vector<UsageRow> rows_;           // in the order in which they began
+  std::vector<std::string> label_keys_;                  // of `by`, "" where it is no label
+  std::vector<UsageRow> rows_;                           // in the order in which they began
   std::unordered_map<std::string, std::size_t> places_;  // in rows_, by what key_ holds
-  std::string key_;    // of the interval that is added: its parts and a place for the bucket
+  std::string key_;     // of the interval that is added: its parts and a place for the bucket
   std::string parsed_;  // the labels that labels_ was made of
   std::map<std::string, std::string> labels_;
 };

@@ -1,6 +1,6 @@
 // The parser of our own layout. It goes through a line once, key by key in the order in which append_json writes them:
-// texts 16 bytes at a time, digits 8 at a time. Anything that could be read in two ways (an escape, a byte past ASCII, a
-// number with a leading zero or more than 18 digits, a leap second) is left to from_json.
+// texts 16 bytes at a time, digits 8 at a time. Anything that could be read in two ways (an escape, a byte past ASCII,
+// a number with a leading zero or more than 18 digits, a leap second) is left to from_json.
 
 #include "cocoon/metering/entry_view.h"
 
@@ -50,7 +50,8 @@ std::uint32_t eight_digits(std::uint64_t word) {
   return static_cast<std::uint32_t>((high + low) >> 32);
 }
 
-constexpr std::array<std::uint32_t, 9> kPowers = {1, 10, 100, 1'000, 10'000, 100'000, 1'000'000, 10'000'000, 100'000'000};
+constexpr std::array<std::uint32_t, 9> kPowers = {1,       10,        100,        1'000,      10'000,
+                                                  100'000, 1'000'000, 10'000'000, 100'000'000};
 
 // Up to eight digits, `count` of the word's bytes.
 std::uint32_t some_digits(std::uint64_t word, unsigned count) {
@@ -151,7 +152,7 @@ bool Parser::time(std::int64_t& out) {
   const auto two = [this](std::size_t offset) {
     return static_cast<unsigned>(at_[offset] - '0') * 10 + static_cast<unsigned>(at_[offset + 1] - '0');
   };
-  const std::uint64_t date = load8(at_);           // 2026-11-
+  const std::uint64_t date = load8(at_);              // 2026-11-
   const std::uint64_t day_and_hour = load8(at_ + 8);  // 23T09:00
   constexpr std::uint64_t kDate = 0xFF0000FF00000000U;
   constexpr std::uint64_t kDateMarks = 0x2D00002D00000000U;

@@ -4,6 +4,7 @@
 #include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
+#include <zstd.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -14,7 +15,6 @@
 #include <utility>
 
 #include <fmt/format.h>
-#include <zstd.h>
 
 #include "cocoon/error.h"
 
@@ -153,7 +153,8 @@ std::optional<PartName> parse_part_name(std::string_view name) {
 
 std::vector<Part> find_parts(const fs::path& path) {
   std::vector<Part> parts;
-  const std::string_view stem = ledger_stem(path.filename().native());
+  const std::string own_name = path.filename().string();
+  const std::string_view stem = ledger_stem(own_name);
   const fs::path folder = folder_of(path);
   std::error_code error;
   fs::directory_iterator entry(folder, error);
@@ -175,7 +176,8 @@ std::uint64_t rotated_through(const fs::path& path) {
 }
 
 fs::path rename_to_part(const fs::path& path, std::uint64_t first, std::uint64_t last) {
-  const std::string_view stem = ledger_stem(path.filename().native());
+  const std::string own_name = path.filename().string();
+  const std::string_view stem = ledger_stem(own_name);
   if (stem.empty() || path.extension() != kPlain) {
     throw LedgerError(fmt::format("rotate ledger {}: allowed is a name that ends in .jsonl", path.string()),
                       path.string());

@@ -2,9 +2,9 @@
 // Rotated parts of a ledger: <stem>.<first>-<last>.jsonl beside <stem>.jsonl, and packed, the same with .zst.
 //
 // A rotation is one rename: the ledger gets a part's name, and the next entry begins a new file. So whoever dies, and
-// whenever, every entry stands in exactly one of the two. Packing comes after it and may be done by anybody at any time:
-// the packed part is written beside under a name that no reader looks at, synced, renamed, and only then the other one
-// goes. Die before that last step: both are there, hold the same, and readers take one of them.
+// whenever, every entry stands in exactly one of the two. Packing comes after it and may be done by anybody at any
+// time: the packed part is written beside under a name that no reader looks at, synced, renamed, and only then the
+// other one goes. Die before that last step: both are there, hold the same, and readers take one of them.
 
 #include <cstdint>
 #include <filesystem>

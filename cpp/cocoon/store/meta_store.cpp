@@ -169,8 +169,8 @@ MetaStore::Impl::Impl(Options options)
   if (!keep_entries_)
     outlet_ = make_no_delivery(*database_);
   else if (const auto* file = recorder->file())
-    outlet_ = make_ledger_drain(
-        *database_, file->path(), {.prune_every = options.prune_every, .rotate_bytes = options.rotate_bytes});
+    outlet_ = make_ledger_drain(*database_, file->path(),
+                                {.prune_every = options.prune_every, .rotate_bytes = options.rotate_bytes});
   else
     outlet_ = make_call_delivery(*database_, *recorder);
   add_open(database_.get());
