@@ -198,6 +198,54 @@ void bind_backend(BackendClass& backend) {
           },
           "ref"_a)
       .def(
+          "snapshot",
+          [](const PyBackend& b, const Text& ref, const Text& name, const Text& description) {
+            const engine::SnapshotOptions options{.name = to_text("name", name),
+                                                  .description = to_text("description", description)};
+            return blocking(
+                [&, id = to_text("ref", ref)](system::Cancel& c) { return b.backend->snapshot(id, options, c); });
+          },
+          "ref"_a, py::kw_only(), "name"_a = "", "description"_a = "",
+          "Memory, devices and disks of a running VM at one moment; the guest goes on at once.\n\n"
+          "Raises AlreadyExists for the name, InvalidState if no guest runs.")
+      .def(
+          "clone",
+          [](const PyBackend& b, const Text& snapshot, const engine::VmSpec& config) {
+            return blocking([&, id = to_text("snapshot", snapshot)](system::Cancel& c) {
+              return b.backend->clone(id, config, c);
+            });
+          },
+          "snapshot"_a, "config"_a,
+          "A new VM that goes on where the snapshot's stopped; any number at once. What ``config`` leaves out is the\n"
+          "snapshot's, but for labels; cpu, memory and storage cannot differ. Kernel, initrd and command line count\n"
+          "from its next start.\n\n"
+          "Raises InvalidArgument, AlreadyExists, CorruptSnapshot; then nothing is left of it.")
+      .def(
+          "restore",
+          [](const PyBackend& b, const Text& ref, const Text& snapshot) {
+            return blocking([&, id = to_text("ref", ref), from = to_text("snapshot", snapshot)](system::Cancel& c) {
+              return b.backend->restore(id, from, c);
+            });
+          },
+          "ref"_a, "snapshot"_a,
+          "The VM goes back to a snapshot, whatever it does now, and takes its cpu, memory and storage.\n\n"
+          "What can be refused is refused before anything is touched. After a later failure it has its old disks and\n"
+          "is in error.")
+      .def(
+          "hibernate",
+          [](const PyBackend& b, const Text& ref) {
+            return blocking([&, id = to_text("ref", ref)](system::Cancel& c) { return b.backend->hibernate(id, c); });
+          },
+          "ref"_a,
+          "Keeps a running VM's memory in a snapshot of its own and ends its VMM. A failure leaves it running.")
+      .def(
+          "wake",
+          [](const PyBackend& b, const Text& ref) {
+            return blocking([&, id = to_text("ref", ref)](system::Cancel& c) { return b.backend->wake(id, c); });
+          },
+          "ref"_a,
+          "A hibernated VM goes on, and the snapshot that kept its memory goes. A failure leaves it hibernated.")
+      .def(
           "console_path",
           [](const PyBackend& b, const Text& ref) -> FilePath {
             return to_path(blocking([&, id = to_text("ref", ref)](system::Cancel&) {

@@ -128,8 +128,9 @@ class Backend {
   void drop_kept(const std::string& snapshot_id) const noexcept;
 
   // launch.cpp.
-  system::ProcessIdentity launch(const lifecycle::VmRecord& vm, const std::function<vmm::Command()>& make_command,
-                                 std::string_view verb, system::Cancel& cancel);
+  // `saved`: what it will load, null if it is to boot.
+  system::ProcessIdentity launch(const lifecycle::VmRecord& vm, const vmm::Saved* saved, std::string_view verb,
+                                 system::Cancel& cancel);
   // The guest runs on return; on any error nothing does.
   system::ProcessIdentity launch_saved(const lifecycle::VmRecord& vm, const vmm::Saved& saved, std::string_view verb,
                                        system::Cancel& cancel);

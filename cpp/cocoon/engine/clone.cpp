@@ -34,6 +34,8 @@ VmView Backend::clone(std::string_view snapshot, const VmSpec& spec, system::Can
     vm = *commit(node_->store(), id, lifecycle::Reserve{.record = vm});
     // 2. Folders and disks. Die here: the same placeholder, with folders that go with it.
     make_vm_dirs(vm);
+    node_->claim(node_->run_dir());
+    node_->claim(node_->log_dir());
     load_disks(saved, vm.config, cancel);
     // A record that outlives a power cut has disks that do.
     system::sync_dir(vm.run_dir);

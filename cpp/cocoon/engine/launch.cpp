@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cerrno>
 #include <filesystem>
-#include <functional>
 
 #include <fmt/format.h>
 #include <spdlog/spdlog.h>
@@ -78,9 +77,10 @@ void Backend::wait_for_api(const VmRecord& vm, std::string_view verb, const syst
   }
 }
 
-system::ProcessIdentity Backend::launch(const VmRecord& vm, const std::function<vmm::Command()>& make_command,
-                                        std::string_view verb, system::Cancel& cancel) {
+system::ProcessIdentity Backend::launch(const VmRecord& vm, const vmm::Saved* saved, std::string_view verb,
+                                        system::Cancel& cancel) {
   const system::Path run_dir = vm.run_dir;
+  const auto program = binary();
   make_vm_dirs(vm);
   // A socket or exit file of an earlier run would be taken for this one's.
   remove_runtime_files(vm);
@@ -89,8 +89,7 @@ system::ProcessIdentity Backend::launch(const VmRecord& vm, const std::function<
   rotate_log(driver_->log(vm));
   if (const auto printed = driver_->console_log(vm)) rotate_log(*printed);
 
-  // Only now: it makes the sockets and fifos that the VMM is handed.
-  const auto command = make_command();
+  const auto command = saved != nullptr ? driver_->load_command(vm, program, *saved) : driver_->command(vm, program);
   system::SpawnSpec spec;
   spec.argv = command.argv;
   spec.environment = system::base_environment();
@@ -114,8 +113,7 @@ system::ProcessIdentity Backend::launch(const VmRecord& vm, const std::function<
 
 system::ProcessIdentity Backend::launch_saved(const VmRecord& vm, const vmm::Saved& saved, std::string_view verb,
                                               system::Cancel& cancel) {
-  const auto program = binary();
-  const auto process = launch(vm, [&] { return driver_->load_command(vm, program, saved); }, verb, cancel);
+  const auto process = launch(vm, &saved, verb, cancel);
   try {
     const auto pidfd = system::Pidfd::open(process);
     if (!pidfd) report_death(vm, verb, "at once");

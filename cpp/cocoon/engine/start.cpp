@@ -79,8 +79,7 @@ void Backend::start_locked(const std::string& id, system::Cancel& cancel) {
 
 void Backend::run_vmm(const VmRecord& vm, system::Cancel& cancel) {
   // 1. Spawn. Die here: a VMM whose guest was never let run; start and reconcile kill it, nothing is billed.
-  const auto program = binary();
-  const auto process = launch(vm, [&] { return driver_->command(vm, program); }, "start", cancel);
+  const auto process = launch(vm, nullptr, "start", cancel);
   try {
     const auto pidfd = system::Pidfd::open(process);
     if (!pidfd) report_death(vm, "start", "at once");
