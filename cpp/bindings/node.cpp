@@ -2,6 +2,7 @@
 
 #include "cocoon/engine/node.h"
 
+#include <chrono>
 #include <memory>
 #include <string>
 #include <utility>
@@ -369,6 +370,24 @@ void bind_methods(NodeClass& node) {
           [](Node& n, bool fix) { return blocking([&](system::Cancel& cancel) { return n.reconcile(fix, cancel); }); },
           py::kw_only(), "fix"_a = false,
           "Compares ledger, records and processes; ``fix`` closes, adopts or kills through ordinary transitions.")
+      .def(
+          "gc",
+          [](Node& n, bool dry_run, const MaybeInt& keep_last, const MaybeSeconds& max_age,
+             const MaybeSize& max_bytes) {
+            engine::GcOptions options{.dry_run = dry_run, .keep_last = {}, .max_age = {}, .max_bytes = {}};
+            if (!keep_last.is_none()) options.keep_last = to_integer("keep_last", keep_last, 0);
+            if (!max_age.is_none())
+              options.max_age = std::chrono::duration_cast<std::chrono::seconds>(to_milliseconds("max_age", max_age));
+            if (!max_bytes.is_none()) options.max_bytes = to_bytes("max_bytes", max_bytes);
+            return blocking([&](system::Cancel& cancel) { return n.gc(options, cancel); });
+          },
+          py::kw_only(), "dry_run"_a = false, "keep_last"_a = py::none(), "max_age"_a = py::none(),
+          "max_bytes"_a = py::none(),
+          R"(Removes what dead processes left: placeholders, folders, processes, staging, locks; closes dead VMs' intervals.
+
+Also the snapshots that any of these gives up: all but the ``keep_last`` newest; those unused for ``max_age``; the
+longest unused until the others have at most ``max_bytes`` in all. What is in use or being made stays. May run at any
+time, in many processes at once. ``dry_run`` only says what would go.)")
       .def_property_readonly(
           "pending", [](const Node& n) { return blocking([&](system::Cancel&) { return n.pending(); }); },
           "Entries committed but not yet in the ledger.")
