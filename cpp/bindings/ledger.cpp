@@ -15,6 +15,7 @@
 #include <pybind11/typing.h>
 
 #include "cocoon/ledger/audit.h"
+#include "cocoon/ledger/checkpoint.h"
 #include "cocoon/ledger/export.h"
 #include "cocoon/ledger/follow.h"
 #include "cocoon/ledger/reader.h"
@@ -39,8 +40,9 @@ using metering::Entry;
 
 // What the caller named; looked up anew at each reading.
 struct PyLedger {
-  std::vector<std::string> paths;
-  std::string node_id;  // of a node's own ledger
+  ledger::Selection selection;
+  std::uint64_t expected = 0;  // of a node's own: as ledger::audit has it
+  std::string node_id;         // of a node's own
 };
 
 ledger::Check check_of(system::Cancel& cancel) {
@@ -68,8 +70,8 @@ class Busy {
 class EntryIterator {
  public:
   explicit EntryIterator(const PyLedger& source)
-      : files_(
-            std::make_shared<const Files>(blocking([&](system::Cancel&) { return ledger::find_files(source.paths); }))),
+      : files_(std::make_shared<const Files>(
+            blocking([&](system::Cancel&) { return ledger::find_files(source.selection); }))),
         reader_(files_) {}
 
   Entry next() {
@@ -111,8 +113,8 @@ class EntryIterator {
 
 class FollowIterator {
  public:
-  FollowIterator(std::vector<std::string> paths, bool from_start, std::chrono::nanoseconds poll)
-      : follower_(std::move(paths), from_start), poll_(poll) {}
+  FollowIterator(ledger::Selection selection, bool from_start, std::chrono::nanoseconds poll)
+      : follower_(std::move(selection), from_start), poll_(poll) {}
 
   Entry next() {
     const Busy busy(busy_);
@@ -136,20 +138,31 @@ class FollowIterator {
 PyLedger make_ledger(const py::Args<AnyPath>& paths) {
   PyLedger made;
   for (const auto& path : paths) {
-    made.paths.push_back(from_path("path", path));
+    made.selection.patterns.push_back(from_path("path", path));
   }
-  if (made.paths.empty()) {
+  if (made.selection.patterns.empty()) {
     throw InvalidArgument("paths: none, allowed: one or more files, folders or globs");
   }
   return made;
 }
 
-// read(files, check) without the GIL.
+// read(files, check) without the GIL. A ledger that is rotated meanwhile is read again: its names have moved on.
 template <typename Read>
 auto reading(const PyLedger& source, Read&& read) {
   return blocking([&](system::Cancel& cancel) {
     const ledger::Check check = check_of(cancel);
-    return read(ledger::find_files(source.paths), check);
+    constexpr int kTries = 5;
+    for (int tried = 1;; ++tried) {
+      const Files files = ledger::find_files(source.selection);
+      const auto before = ledger::identities(files);
+      const auto moved = [&] { return ledger::identities(ledger::find_files(source.selection)) != before; };
+      try {
+        auto result = read(files, check);
+        if (tried == kTries || !moved()) return result;
+      } catch (const LedgerError&) {
+        if (tried == kTries || !moved()) throw;
+      }
+    }
   });
 }
 
@@ -161,7 +174,8 @@ Table intervals(const PyLedger& source, const MaybeDatetime& until) {
 }
 
 Table usage(const PyLedger& source, const Typed<"collections.abc.Iterable[str]">& by, const MaybeDatetime& since,
-            const MaybeDatetime& until, const Typed<"float | datetime.timedelta | None">& every, const Text& crash) {
+            const MaybeDatetime& until, const Typed<"float | datetime.timedelta | None">& every, const Text& crash,
+            const MaybeAnyPath& checkpoint) {
   ledger::UsageQuery query;
   query.by = to_texts("by", by);
   query.since_ns = to_optional_time("since", since);
@@ -170,16 +184,22 @@ Table usage(const PyLedger& source, const Typed<"collections.abc.Iterable[str]">
     query.every_ns = to_duration("every", every);
   }
   query.crash = ledger::parse_crash_end(to_text("crash", crash));
+  std::optional<std::string> file;
+  if (!checkpoint.is_none()) {
+    file = from_path("checkpoint", checkpoint);
+  }
   return reading(source, [&](const Files& files, const ledger::Check& check) {
-    return ledger::usage_table(files, query, now_ns(), check);
+    return ledger::usage_table(query, file ? ledger::read_usage_from(*file, files, query, now_ns(), check)
+                                           : ledger::read_usage(files, query, now_ns(), check));
   });
 }
 
-// Blocks of bytes go to `write`, which runs with the GIL; so does `progress`.
-std::uint64_t export_blocks(const PyLedger& source, const Typed<"collections.abc.Callable[[bytes], object]">& write,
-                            const std::string& format, std::uint64_t since_seq, std::optional<std::uint64_t> until_seq,
-                            const std::string& node_id, std::int64_t every_ns,
-                            const Typed<"collections.abc.Callable[[int, int | None], object] | None">& progress) {
+// Blocks of bytes go to `write`, which runs with the GIL; so does `progress`. None: the ledger was rotated meanwhile,
+// and what was written is not all, or not once.
+std::optional<std::uint64_t> export_blocks(
+    const PyLedger& source, const Typed<"collections.abc.Callable[[bytes], object]">& write, const std::string& format,
+    std::uint64_t since_seq, std::optional<std::uint64_t> until_seq, const std::string& node_id, std::int64_t every_ns,
+    const Typed<"collections.abc.Callable[[int, int | None], object] | None">& progress) {
   ledger::ExportQuery query;
   query.format = ledger::parse_export_format(format);
   query.node_id = node_id;
@@ -197,8 +217,17 @@ std::uint64_t export_blocks(const PyLedger& source, const Typed<"collections.abc
       progress(done, total);
     };
   }
-  return reading(source, [&](const Files& files, const ledger::Check& check) {
-    return ledger::export_ledger(files, query, sink, told, check);
+  return blocking([&](system::Cancel& cancel) -> std::optional<std::uint64_t> {
+    const Files files = ledger::find_files(source.selection);
+    const auto before = ledger::identities(files);
+    const auto moved = [&] { return ledger::identities(ledger::find_files(source.selection)) != before; };
+    try {
+      const std::uint64_t rows = ledger::export_ledger(files, query, sink, told, check_of(cancel));
+      return moved() ? std::nullopt : std::optional(rows);
+    } catch (const LedgerError&) {
+      if (!moved()) throw;
+      return std::nullopt;
+    }
   });
 }
 
@@ -232,14 +261,14 @@ py::typing::Iterator<Entry> follow(const PyLedger& source, const Typed<"float | 
   // Followed oftener than this, a quiet ledger would only cost.
   const std::int64_t poll_ns = std::max<std::int64_t>(to_duration("poll", poll), 1'000'000);
   auto iterator = blocking([&](system::Cancel&) {
-    return std::make_unique<FollowIterator>(source.paths, from_start, std::chrono::nanoseconds(poll_ns));
+    return std::make_unique<FollowIterator>(source.selection, from_start, std::chrono::nanoseconds(poll_ns));
   });
   return py::cast(std::move(iterator));
 }
 
 std::string quoted_paths(const PyLedger& source) {
   std::string paths;
-  for (const std::string& path : source.paths) {
+  for (const std::string& path : source.selection.patterns) {
     paths += fmt::format("{}{}", paths.empty() ? "" : ", ", std::string(py::repr(py::str(to_path(path)))));
   }
   return paths;
@@ -287,12 +316,21 @@ void bind_ledger(py::module_& m) {
   bind_audit(m);
   bind_iterator<EntryIterator>(m, "_EntryIterator");
   bind_iterator<FollowIterator>(m, "_FollowIterator");
-  py::class_<PyLedger>(m, "Ledger", R"(The usage ledger in these files, folders or globs. Nothing is read yet.
+  py::class_<PyLedger>(
+      m, "Ledger",
+      R"(The usage ledger in these files, folders or globs, packed (zstd, gzip) or not. Nothing is read yet.
 
 Tables pass over lines that are no entries, with one warning; iterating raises LedgerError at each, naming file, line
 and offset, and may go on; ``audit`` reports them.
 Raises LedgerError from each reading: nothing is there, or it cannot be read.)")
       .def(py::init(&make_ledger))
+      .def_static(
+          "_of_node",
+          [](const AnyPath& path, std::uint64_t expected, const std::string& node_id) {
+            return PyLedger{{{from_path("path", path)}, true}, expected, node_id};
+          },
+          "path"_a, "expected"_a, "node_id"_a,
+          "The ledger ``path`` with its rotated parts, which holds all up to ``expected``.")
       .def("__iter__",
            [](const PyLedger& source) -> py::typing::Iterator<Entry> {
              return py::cast(std::make_unique<EntryIterator>(source));
@@ -307,16 +345,19 @@ Raises LedgerError from each reading: nothing is there, or it cannot be read.)")
            "Starts and stops paired, in the order of the starts. Open ones count up to ``until``, or to now.")
       .def(
           "usage", &usage, py::kw_only(), "by"_a = py::make_tuple("vm_id"), "since"_a = py::none(),
-          "until"_a = py::none(), "every"_a = py::none(), "crash"_a = "ended",
+          "until"_a = py::none(), "every"_a = py::none(), "crash"_a = "ended", "checkpoint"_a = py::none(),
           R"(Sums over [since, until), by any of vm_id, snapshot_id, hypervisor, kind, reason (of the start), label:KEY.
 
 ``every``: in buckets that begin at its multiples since the epoch. ``crash``: up to when a crashed VM counts.
+``checkpoint``: a file that saves reading again what was read; the answer is the same, and where it does not fit the
+ledger or the question, all is read.
 Raises InvalidArgument.)")
       .def(
           "audit",
           [](const PyLedger& source) {
-            return reading(source,
-                           [](const Files& files, const ledger::Check& check) { return ledger::audit(files, check); });
+            return reading(source, [&](const Files& files, const ledger::Check& check) {
+              return ledger::audit(files, check, source.expected);
+            });
           },
           "What is wrong with the ledger, each fault once.")
       .def("follow", &follow, py::kw_only(), "poll"_a = 0.5, "from_start"_a = false,
@@ -352,7 +393,7 @@ Raises InvalidArgument; LedgerError; OSError from writing.)")
 
 At most ``most`` VMs and snapshots, those that have used most first. Needs the extra ``notebook``.)")
       .def("_intervals_of", &intervals_of, "ids"_a, "until"_a = py::none())
-      .def_readwrite("_node_id", &PyLedger::node_id)
+      .def_readonly("_node_id", &PyLedger::node_id)
       .def("_repr_html_", [](const py::object& self) -> py::str { return reports("ledger_html")(self); })
       .def("__repr__", [](const PyLedger& source) { return fmt::format("Ledger({})", quoted_paths(source)); });
 }

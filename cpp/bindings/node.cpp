@@ -2,6 +2,7 @@
 
 #include "cocoon/engine/node.h"
 
+#include <chrono>
 #include <memory>
 #include <string>
 #include <utility>
@@ -35,7 +36,8 @@ using Refs = py::Args<Text>;
 
 std::shared_ptr<Node> make_node(const AnyPath& root, const MaybeAnyPath& run_dir, const MaybeAnyPath& log_dir,
                                 const RecorderOrNone& recorder, const PathsByName& binaries,
-                                const Typed<"collections.abc.Iterable[str]">& ledger_labels) {
+                                const Typed<"collections.abc.Iterable[str]">& ledger_labels,
+                                const Typed<"int | str">& rotate_bytes) {
   engine::NodeOptions options;
   options.root = from_path("root", root);
   if (!run_dir.is_none()) options.run_dir = from_path("run_dir", run_dir);
@@ -49,6 +51,7 @@ std::shared_ptr<Node> make_node(const AnyPath& root, const MaybeAnyPath& run_dir
   for (const auto& [hypervisor, binary] : to_items("binaries", binaries, "a mapping of hypervisors to paths"))
     options.binaries.emplace(hypervisor, from_path(fmt::format("binaries[{}]", shown(py::str(hypervisor))), binary));
   options.ledger_labels = to_texts("ledger_labels", ledger_labels);
+  options.rotate_bytes = static_cast<std::uint64_t>(to_bytes("rotate_bytes", rotate_bytes));
   options.shim = from_path("shim", py::module_::import("cocoon._paths").attr("SHIM"));
   return blocking([&](system::Cancel&) { return std::make_shared<Node>(std::move(options)); });
 }
@@ -311,14 +314,25 @@ NodeClass declare_node(py::module_& m) {
 
 Cheap to open; many processes may open the same root. ``recorder`` left out means a FileRecorder at
 ``root/metering/ledger.jsonl``; None means no metering. ``ledger_labels`` names the labels that go into the ledger
-(kept by the node; left out: as they were).
+(kept by the node; left out: as they were). A ledger of ``rotate_bytes`` is rotated after the entry that made it so
+long; 0: never.
 Raises StoreError: the root cannot be used, or its database is foreign, damaged or newer; InvalidArgument.)",
                    py::release_gil_before_calling_cpp_dtor());
 }
 
+// What is known of a node that is closed already: nothing.
+std::uint64_t settled_of(const Node& node) {
+  try {
+    return node.settled();
+  } catch (const StoreError&) {
+    return 0;
+  }
+}
+
 void bind_methods(NodeClass& node) {
   node.def(py::init(&make_node), "root"_a, py::kw_only(), "run_dir"_a = py::none(), "log_dir"_a = py::none(),
-           "recorder"_a = py::ellipsis(), "binaries"_a = py::dict(), "ledger_labels"_a = py::tuple())
+           "recorder"_a = py::ellipsis(), "binaries"_a = py::dict(), "ledger_labels"_a = py::tuple(),
+           "rotate_bytes"_a = 0)
       .def_property_readonly("id", &Node::id)
       .def_property_readonly("root", [](const Node& n) -> FilePath { return to_path(n.root().string()); })
       .def_property_readonly("recorder", &Node::recorder)
@@ -330,11 +344,12 @@ void bind_methods(NodeClass& node) {
             if (file == nullptr)
               throw LedgerError("ledger: this node's recorder is not a file, so there is none to read",
                                 n.root().string());
-            py::object ledger = py::module_::import("cocoon._core").attr("Ledger")(to_path(file->path().string()));
-            ledger.attr("_node_id") = n.id();
-            return ledger;
+            const std::uint64_t expected = blocking([&](system::Cancel&) { return settled_of(n); });
+            return py::module_::import("cocoon._core")
+                .attr("Ledger")
+                .attr("_of_node")(to_path(file->path().string()), expected, n.id());
           },
-          "The ledger to read. Raises LedgerError if the recorder is not a file.")
+          "The ledger to read, rotated parts included. Raises LedgerError if the recorder is not a file.")
       .def(
           "backend",
           [](const std::shared_ptr<Node>& n, const Text& hypervisor) {
@@ -355,12 +370,39 @@ void bind_methods(NodeClass& node) {
           [](Node& n, bool fix) { return blocking([&](system::Cancel& cancel) { return n.reconcile(fix, cancel); }); },
           py::kw_only(), "fix"_a = false,
           "Compares ledger, records and processes; ``fix`` closes, adopts or kills through ordinary transitions.")
+      .def(
+          "gc",
+          [](Node& n, bool dry_run, const MaybeInt& keep_last, const MaybeSeconds& max_age,
+             const MaybeSize& max_bytes) {
+            engine::GcOptions options{.dry_run = dry_run, .keep_last = {}, .max_age = {}, .max_bytes = {}};
+            if (!keep_last.is_none()) options.keep_last = to_integer("keep_last", keep_last, 0);
+            if (!max_age.is_none())
+              options.max_age = std::chrono::duration_cast<std::chrono::seconds>(to_milliseconds("max_age", max_age));
+            if (!max_bytes.is_none()) options.max_bytes = to_bytes("max_bytes", max_bytes);
+            return blocking([&](system::Cancel& cancel) { return n.gc(options, cancel); });
+          },
+          py::kw_only(), "dry_run"_a = false, "keep_last"_a = py::none(), "max_age"_a = py::none(),
+          "max_bytes"_a = py::none(),
+          R"(Removes what dead processes left: placeholders, folders, processes, staging, locks; closes dead VMs' intervals.
+
+Also the snapshots that any of these gives up: all but the ``keep_last`` newest; those unused for ``max_age``; the
+longest unused until the others have at most ``max_bytes`` in all. What is in use or being made stays. May run at any
+time, in many processes at once. ``dry_run`` only says what would go.)")
       .def_property_readonly(
           "pending", [](const Node& n) { return blocking([&](system::Cancel&) { return n.pending(); }); },
           "Entries committed but not yet in the ledger.")
       .def(
           "flush", [](Node& n) { blocking([&](system::Cancel&) { n.flush(); }); },
           "What was committed is in the ledger and on the disk. Raises LedgerError if it cannot be.")
+      .def(
+          "rotate_ledger",
+          [](Node& n) -> MaybeFilePath {
+            const auto part = blocking([&](system::Cancel&) { return n.rotate_ledger().string(); });
+            return part.empty() ? py::object(py::none()) : py::object(to_path(part));
+          },
+          R"(The ledger becomes a packed part, ``ledger.<first>-<last>.jsonl.zst``, and the next entry begins a new file.
+
+Returns the part, or None if there was nothing in the ledger. Raises LedgerError.)")
       .def("close", [](Node& n) { blocking([&](system::Cancel&) { n.close(); }); })
       .def("__enter__", [](std::shared_ptr<Node> n) { return n; })
       .def("__exit__", [](Node& n, const py::Args<Anything>&) { blocking([&](system::Cancel&) { n.close(); }); });

@@ -186,7 +186,13 @@ class NopRecorder(Recorder):
 class Table:
     """
     Columns. An immutable value; null is None. Times in data frames have nanoseconds.
+    
+    Whatever reads Arrow takes it without a copy: pyarrow.table(t), polars.DataFrame(t), duckdb over either.
     """
+    def __arrow_c_stream__(self, requested_schema: typing.Any = None) -> typing.Any:
+        """
+        The Arrow PyCapsule interface: one batch, in the table's own buffers.
+        """
     def __len__(self) -> int:
         ...
     def __repr__(self) -> str:
@@ -281,20 +287,24 @@ class _FollowIterator:
         ...
 class Ledger:
     """
-    The usage ledger in these files, folders or globs. Nothing is read yet.
+    The usage ledger in these files, folders or globs, packed (zstd, gzip) or not. Nothing is read yet.
     
     Tables pass over lines that are no entries, with one warning; iterating raises LedgerError at each, naming file, line
     and offset, and may go on; ``audit`` reports them.
     Raises LedgerError from each reading: nothing is there, or it cannot be read.
     """
-    _node_id: str
+    @staticmethod
+    def _of_node(path: str | os.PathLike[str], expected: typing.SupportsInt | typing.SupportsIndex, node_id: str) -> Ledger:
+        """
+        The ledger ``path`` with its rotated parts, which holds all up to ``expected``.
+        """
     def __init__(self, *paths: str | os.PathLike[str]) -> None:
         ...
     def __iter__(self) -> collections.abc.Iterator[Entry]:
         ...
     def __repr__(self) -> str:
         ...
-    def _export(self, write: collections.abc.Callable[[bytes], typing.Any], format: str, since_seq: typing.SupportsInt | typing.SupportsIndex, until_seq: typing.SupportsInt | typing.SupportsIndex | None, node_id: str, every_ns: typing.SupportsInt | typing.SupportsIndex, progress: collections.abc.Callable[[int, int | None], typing.Any] | None) -> int:
+    def _export(self, write: collections.abc.Callable[[bytes], typing.Any], format: str, since_seq: typing.SupportsInt | typing.SupportsIndex, until_seq: typing.SupportsInt | typing.SupportsIndex | None, node_id: str, every_ns: typing.SupportsInt | typing.SupportsIndex, progress: collections.abc.Callable[[int, int | None], typing.Any] | None) -> int | None:
         ...
     def _intervals_of(self, ids: collections.abc.Iterable[str], until: datetime.datetime | None = None) -> list[dict[str, typing.Any]]:
         ...
@@ -329,13 +339,18 @@ class Ledger:
         
         At most ``most`` VMs and snapshots, those that have used most first. Needs the extra ``notebook``.
         """
-    def usage(self, *, by: collections.abc.Iterable[str] = ('vm_id',), since: datetime.datetime | None = None, until: datetime.datetime | None = None, every: float | datetime.timedelta | None = None, crash: str = 'ended') -> Table:
+    def usage(self, *, by: collections.abc.Iterable[str] = ('vm_id',), since: datetime.datetime | None = None, until: datetime.datetime | None = None, every: float | datetime.timedelta | None = None, crash: str = 'ended', checkpoint: str | os.PathLike[str] | None = None) -> Table:
         """
         Sums over [since, until), by any of vm_id, snapshot_id, hypervisor, kind, reason (of the start), label:KEY.
         
         ``every``: in buckets that begin at its multiples since the epoch. ``crash``: up to when a crashed VM counts.
+        ``checkpoint``: a file that saves reading again what was read; the answer is the same, and where it does not fit the
+        ledger or the question, all is read.
         Raises InvalidArgument.
         """
+    @property
+    def _node_id(self) -> str:
+        ...
 class Disk:
     """
     One disk of a VM.
@@ -520,14 +535,15 @@ class Node:
     
     Cheap to open; many processes may open the same root. ``recorder`` left out means a FileRecorder at
     ``root/metering/ledger.jsonl``; None means no metering. ``ledger_labels`` names the labels that go into the ledger
-    (kept by the node; left out: as they were).
+    (kept by the node; left out: as they were). A ledger of ``rotate_bytes`` is rotated after the entry that made it so
+    long; 0: never.
     Raises StoreError: the root cannot be used, or its database is foreign, damaged or newer; InvalidArgument.
     """
     def __enter__(self) -> typing.Self:
         ...
     def __exit__(self, *exc: object) -> None:
         ...
-    def __init__(self, root: str | os.PathLike[str], *, run_dir: str | os.PathLike[str] | None = None, log_dir: str | os.PathLike[str] | None = None, recorder: Recorder | None = ..., binaries: collections.abc.Mapping[str, str | os.PathLike[str]] = {}, ledger_labels: collections.abc.Iterable[str] = ()) -> None:
+    def __init__(self, root: str | os.PathLike[str], *, run_dir: str | os.PathLike[str] | None = None, log_dir: str | os.PathLike[str] | None = None, recorder: Recorder | None = ..., binaries: collections.abc.Mapping[str, str | os.PathLike[str]] = {}, ledger_labels: collections.abc.Iterable[str] = (), rotate_bytes: int | str = 0) -> None:
         ...
     def backend(self, hypervisor: str) -> Backend:
         ...
@@ -545,6 +561,12 @@ class Node:
         """
         Compares ledger, records and processes; ``fix`` closes, adopts or kills through ordinary transitions.
         """
+    def rotate_ledger(self) -> pathlib.Path | None:
+        """
+        The ledger becomes a packed part, ``ledger.<first>-<last>.jsonl.zst``, and the next entry begins a new file.
+        
+        Returns the part, or None if there was nothing in the ledger. Raises LedgerError.
+        """
     def vms(self) -> list[VM]:
         """
         All VMs, by creation.
@@ -555,7 +577,7 @@ class Node:
     @property
     def ledger(self) -> Ledger:
         """
-        The ledger to read. Raises LedgerError if the recorder is not a file.
+        The ledger to read, rotated parts included. Raises LedgerError if the recorder is not a file.
         """
     @property
     def pending(self) -> int:
@@ -657,6 +679,10 @@ class Backend:
     @property
     def node(self) -> Node:
         ...
+def _arrow_exports() -> int:
+    """
+    What was handed out as Arrow and not released yet.
+    """
 def kvm_status() -> tuple[bool, str]:
     """
     Whether KVM really runs guests here, and why or why not.

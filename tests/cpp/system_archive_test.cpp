@@ -174,6 +174,22 @@ TEST_F(ArchiveTest, BlocksOfZerosBecomeHoles) {
   EXPECT_LE(allocated(folder / "zeros"), 8192);
 }
 
+TEST_F(ArchiveTest, TextIsAMemberLikeAnyOther) {
+  StringSink sink;
+  ArchiveWriter writer(sink, SparseRecords::kGnu);
+  writer.add_text("first", "{}", 1'700'000'000);
+  writer.add_text("second", "", 0);
+  writer.finish();
+  StringSource source(sink.text);
+  ArchiveReader reader(source, "x.tar", {});
+  ASSERT_TRUE(reader.next());
+  EXPECT_EQ(reader.name(), "first");
+  EXPECT_EQ(reader.text(10), "{}");
+  ASSERT_TRUE(reader.next());
+  EXPECT_EQ(reader.text(10), "");
+  EXPECT_FALSE(reader.next());
+}
+
 TEST_F(ArchiveTest, ManyExtentsAreNoMatter) {
   std::vector<std::pair<std::int64_t, std::string>> data;
   for (int i = 0; i < 3000; ++i) data.emplace_back(i * 8192, "x");

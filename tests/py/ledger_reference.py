@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from fractions import Fraction
 from pathlib import Path
@@ -41,6 +41,7 @@ class Line:
     ended_at: int | None
     ended_uptime: int | None
     alive_until: int | None
+    evidence: str
     boot_id: str
     uptime: int | None
 
@@ -51,7 +52,6 @@ class Interval:
     end: Line | None  # what closed it: its stop, or a second start
     length_ns: int = 0
     length_from: str = "wall"
-    buckets: dict[int, int] = field(default_factory=dict)
 
     @property
     def open(self) -> bool:
@@ -75,6 +75,12 @@ class Interval:
             "length_ns": self.length_ns,
             "open": self.open,
             "length_from": self.length_from,
+            "start_seq": self.start.seq,
+            "stop_seq": None if stop is None else stop.seq,
+            "ended_at": None if stop is None else stop.ended_at,
+            "alive_until": None if stop is None else stop.alive_until,
+            "evidence": None if stop is None else stop.evidence or None,
+            "labels": self.start.labels or None,
         }
 
 
@@ -141,6 +147,7 @@ def parse(text: bytes) -> Line | None:
             ended_at=some_time(keys, "ended_at"),
             ended_uptime=number(keys, "ended_uptime_ns"),
             alive_until=some_time(keys, "alive_until"),
+            evidence=texts(keys, "evidence"),
             boot_id=texts(keys, "boot_id"),
             uptime=number(keys, "uptime_ns"),
         )

@@ -123,7 +123,8 @@ def test_intervals(path: Path) -> None:
     table = Ledger(path).intervals(until=BEGIN + timedelta(minutes=90))
     assert table.column_names == [
         "id", "kind", "hypervisor", "cpu", "mem_bytes", "storage_bytes", "start", "stop", "start_reason",
-        "stop_reason", "source_snapshot_id", "length_ns", "open", "length_from",
+        "stop_reason", "source_snapshot_id", "length_ns", "open", "length_from", "start_seq", "stop_seq", "ended_at",
+        "alive_until", "evidence", "labels",
     ]  # fmt: skip
     rows = table.to_pylist()
     minutes = [

@@ -16,6 +16,7 @@ from cocoon.testing.ledgers import generate
 GO = Path(__file__).parents[1] / "data" / "go-engine"
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 UNTIL = datetime(2027, 1, 1, tzinfo=UTC)
+TIMES = {"start", "stop", "ended_at", "alive_until"}
 SUMS = ("vcpu_seconds", "mem_byte_seconds", "storage_byte_seconds", "intervals", "open")
 
 
@@ -37,7 +38,7 @@ def paths(generated: Path) -> list[Path]:
 def in_microseconds(row: dict[str, Any]) -> dict[str, Any]:
     """A datetime has no more."""
     return {
-        key: EPOCH + timedelta(microseconds=value // 1000) if key in {"start", "stop"} and value is not None else value
+        key: EPOCH + timedelta(microseconds=value // 1000) if key in TIMES and value is not None else value
         for key, value in row.items()
     }
 

@@ -56,7 +56,8 @@ Node::Node(NodeOptions options)
   store_ = std::make_unique<store::MetaStore>(store::Options{.root = root_,
                                                              .recorder = std::move(recorder),
                                                              .clock = clock_,
-                                                             .metered_labels = std::move(options.ledger_labels)});
+                                                             .metered_labels = std::move(options.ledger_labels),
+                                                             .rotate_bytes = options.rotate_bytes});
   system::make_private_dirs(root_ / "locks");
   // What a snapshot from outside names must not be a file of the engine, or of some other VM.
   snapshots_ = std::make_unique<snapshot::LocalFile>(

@@ -3,6 +3,7 @@
 // Threads  every method may be called concurrently.
 
 #include <cstdint>
+#include <filesystem>
 #include <map>
 #include <memory>
 #include <optional>
@@ -30,6 +31,7 @@ struct NodeOptions {
   std::shared_ptr<metering::Recorder> recorder;  // null: FileRecorder at <root>/metering/ledger.jsonl
   std::map<std::string, system::Path> binaries;  // by hypervisor
   std::vector<std::string> ledger_labels;        // the node's allow list; empty: as it was
+  std::uint64_t rotate_bytes = 0;                // rotate a ledger that is as long; 0: never
   system::Path shim;                             // cocoon-shim
   const system::Clock* clock = nullptr;          // null: the system's
 };
@@ -92,7 +94,11 @@ class Node {
   GcReport gc(const GcOptions& options, system::Cancel& cancel);
 
   [[nodiscard]] std::uint64_t pending() const { return store_->pending(); }
+  // The ledger holds everything up to this seq for good.
+  [[nodiscard]] std::uint64_t settled() const { return store_->settled(); }
   void flush() { store_->flush(); }
+  // As MetaStore::rotate.
+  std::filesystem::path rotate_ledger() { return store_->rotate(); }
   void close() { store_->close(); }
 
   // Run and log dirs may lie where another node has its own: below such a folder only the node that came first is the

@@ -4,7 +4,7 @@
 #include "cocoon/engine/reconcile.h"
 
 #include <algorithm>
-#include <filesystem>
+#include <cerrno>
 #include <set>
 
 #include <fmt/format.h>
@@ -52,12 +52,13 @@ struct LedgerSide {
 LedgerSide read_ledger(const Node& node) {
   LedgerSide side;
   const auto* file = node.recorder()->file();
-  std::error_code ignored;
-  if (file == nullptr || !std::filesystem::exists(file->path(), ignored)) return side;
+  if (file == nullptr) return side;
   std::vector<ledger::Interval> intervals;
   try {
-    intervals = ledger::read_intervals(ledger::Files({file->path()}), ledger::CrashEnd::kEnded, 0);
+    const ledger::Selection own{.patterns = {file->path().string()}, .with_parts = true};
+    intervals = ledger::read_intervals(ledger::find_files(own), ledger::CrashEnd::kEnded, 0);
   } catch (const LedgerError& error) {
+    if (error.code == ENOENT) return side;
     // Records and processes are put right all the same.
     spdlog::warn("reconcile: {}", error.what());
     return side;

@@ -19,6 +19,7 @@ namespace cocoon::ledger {
 namespace {
 
 using metering::Entry;
+using metering::EntryView;
 
 constexpr std::size_t kBlock = std::size_t{1} << 20;
 constexpr std::uint64_t kMostBuckets = 10'000'000;  // of one interval: a hostile line may be centuries long
@@ -132,8 +133,8 @@ class Range {
  public:
   explicit Range(const ExportQuery& query) : query_(query) {}
 
-  [[nodiscard]] bool before(const Entry& entry) const { return entry.seq.value_or(1) < query_.since_seq; }
-  [[nodiscard]] bool behind(const Entry& entry) const {
+  [[nodiscard]] bool before(const EntryView& entry) const { return entry.seq.value_or(1) < query_.since_seq; }
+  [[nodiscard]] bool behind(const EntryView& entry) const {
     return entry.seq && query_.until_seq && *entry.seq > *query_.until_seq;
   }
 
@@ -180,17 +181,20 @@ class EntryExport {
 class FocusExport {
  public:
   FocusExport(const ExportQuery& query, Output& output)
-      : query_(query), output_(output), pairer_(CrashEnd::kEnded, [this](Interval&& interval) { take(interval); }) {}
+      : query_(query),
+        output_(output),
+        pairer_(CrashEnd::kEnded, [this](const IntervalView& interval) { take(interval); }) {}
 
   void begin() { output_.text() += kFocusHeading; }
 
-  void add(const Entry& entry, bool before_range) {
+  void add(const Batch::Item& item, bool before_range) {
+    const EntryView& entry = item.entry;
     in_range_ = !before_range;
     latest_ns_ = std::max(latest_ns_.value_or(entry.emitted_at_ns), entry.emitted_at_ns);
     if (before_range) {
       told_ns_ = latest_ns_;
     }
-    pairer_.add(entry);
+    pairer_.add(entry, item.hash);
   }
 
   void finish() {
@@ -199,7 +203,7 @@ class FocusExport {
   }
 
  private:
-  void take(const Interval& interval) {
+  void take(const IntervalView& interval) {
     if (!in_range_) {
       return;
     }
@@ -264,10 +268,10 @@ std::uint64_t export_ledger(const Files& files, const ExportQuery& query, const 
   if (query.format == ExportFormat::kFocus) {
     FocusExport rows(query, output);
     rows.begin();
-    const auto visit = [&](PlacedEntry&& placed) {
-      output.read_to(placed.at);
-      if (!range.behind(placed.entry)) {
-        rows.add(placed.entry, range.before(placed.entry));
+    const auto visit = [&](const Batch::Item& item, const Position& at) {
+      output.read_to(at);
+      if (!range.behind(item.entry)) {
+        rows.add(item, range.before(item.entry));
       }
     };
     for_each_entry(files, visit, check);
@@ -275,10 +279,10 @@ std::uint64_t export_ledger(const Files& files, const ExportQuery& query, const 
   } else {
     EntryExport rows(query, output);
     rows.begin();
-    const auto visit = [&](PlacedEntry&& placed) {
-      output.read_to(placed.at);
-      if (!range.behind(placed.entry) && !range.before(placed.entry)) {
-        rows.add(placed.entry);
+    const auto visit = [&](const Batch::Item& item, const Position& at) {
+      output.read_to(at);
+      if (!range.behind(item.entry) && !range.before(item.entry)) {
+        rows.add(to_entry(item.entry));
       }
     };
     for_each_entry(files, visit, check);

@@ -70,7 +70,9 @@ class Cells {
     return *this;
   }
   Cells& labels(const std::map<std::string, std::string>& value) {
-    return text(value.empty() ? std::string() : nlohmann::json(value).dump());
+    std::string json;
+    metering::append_labels(value, json);
+    return text(json);
   }
   Cells& reason(const std::optional<metering::Reason>& value) {
     return text(value ? to_string(*value) : std::string_view());
@@ -133,14 +135,14 @@ Service service_of(Dimension dimension) {
   return {};
 }
 
-std::int64_t end_of(const Interval& interval) {
+std::int64_t end_of(const IntervalView& interval) {
   std::int64_t end = 0;
   return __builtin_add_overflow(interval.start_ns, interval.length_ns, &end) ? std::numeric_limits<std::int64_t>::max()
                                                                              : end;
 }
 
 // What never changes for the same interval, whether the ledger numbers its entries or not.
-std::string interval_name(const Interval& interval) {
+std::string interval_name(const IntervalView& interval) {
   return interval.start_seq ? std::to_string(*interval.start_seq) : fmt::format("u{}", interval.ordinal);
 }
 
@@ -175,14 +177,14 @@ void append_cloud_event(const Entry& entry, std::string_view node_id, std::uint6
   fmt::format_to(to, R"({{"specversion":"1.0","id":"{}/)", node_id);
   entry.seq ? fmt::format_to(to, "{}", *entry.seq) : fmt::format_to(to, "u{}", unnumbered);
   fmt::format_to(to, R"(","source":"urn:cocoon:node:{}","type":"cocoon.{}","subject":{},"time":")", node_id,
-                 to_string(entry.kind), nlohmann::json(id_of(entry)).dump());
+                 to_string(entry.kind), nlohmann::json(is_vm(entry.kind) ? entry.vm_id : entry.snapshot_id).dump());
   metering::append_time(entry.emitted_at_ns, out);
   out += R"(","datacontenttype":"application/json","data":)";
   metering::append_json(entry, out);
   out += "}\n";
 }
 
-FocusInterval::FocusInterval(const Interval& interval, std::string_view node_id)
+FocusInterval::FocusInterval(const IntervalView& interval, std::string_view node_id)
     : interval_(interval), end_ns_(end_of(interval)), row_id_(fmt::format("{}/{}/", node_id, interval_name(interval))) {
   const Service service = service_of(interval.dimension);
   std::string description = fmt::format("{} of {}", service.name, interval.id);
@@ -208,7 +210,7 @@ FocusInterval::FocusInterval(const Interval& interval, std::string_view node_id)
       .text(service.name)
       .text(interval.id)
       .text(service.resource_type)
-      .labels(interval.labels)
+      .text(interval.labels)
       .text(interval.hypervisor)
       .reason(interval.start_reason)
       .reason(interval.stop_reason)

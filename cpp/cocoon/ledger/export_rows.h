@@ -19,10 +19,10 @@ void append_csv_row(const metering::Entry& entry, std::string& out);
 void append_cloud_event(const metering::Entry& entry, std::string_view node_id, std::uint64_t unnumbered,
                         std::string& out);
 
-// One interval as FOCUS rows.
+// One interval as FOCUS rows. Valid as long as the view.
 class FocusInterval {
  public:
-  FocusInterval(const Interval& interval, std::string_view node_id);
+  FocusInterval(const IntervalView& interval, std::string_view node_id);
 
   [[nodiscard]] std::int64_t begin_ns() const { return interval_.start_ns; }
   [[nodiscard]] std::int64_t end_ns() const { return end_ns_; }
@@ -31,7 +31,7 @@ class FocusInterval {
   void append(std::int64_t bucket_ns, std::int64_t next_ns, std::string& out) const;
 
  private:
-  const Interval& interval_;
+  const IntervalView& interval_;
   std::int64_t end_ns_;
   std::string row_id_;  // up to the bucket
   std::string rest_;    // the columns that do not depend on the bucket, behind those that do

@@ -5,13 +5,13 @@
 
 namespace cocoon::ledger {
 
-std::vector<Interval> read_intervals_of(const Files& files, const std::set<std::string>& ids, std::int64_t until_ns,
-                                        const Check& check) {
+std::vector<Interval> read_intervals_of(const Files& files, const std::set<std::string, std::less<>>& ids,
+                                        std::int64_t until_ns, const Check& check) {
   std::vector<Interval> intervals;
-  Pairer pairer(CrashEnd::kEnded, [&](Interval&& interval) { intervals.push_back(std::move(interval)); });
-  const auto visit = [&](PlacedEntry&& placed) {
-    if (ids.contains(id_of(placed.entry))) {
-      pairer.add(placed.entry);
+  Pairer pairer(CrashEnd::kEnded, [&](const IntervalView& interval) { intervals.push_back(to_interval(interval)); });
+  const auto visit = [&](const Batch::Item& item, const Position& /*at*/) {
+    if (ids.contains(item.entry.id)) {
+      pairer.add(item.entry, item.hash);
     }
   };
   for_each_entry(files, visit, check);

@@ -102,7 +102,8 @@ class ArchiveWriter::Impl {
   }
 
   void add_text(const std::string& name, std::string_view text, std::int64_t mtime_s) {
-    begin(name, static_cast<std::int64_t>(text.size()), mtime_s, {});
+    const auto size = static_cast<std::int64_t>(text.size());
+    begin(name, size, mtime_s, {{.offset = 0, .length = size}});
     put(text);
     must(::archive_write_finish_entry(archive_.get()));
   }

@@ -14,6 +14,7 @@ from cocoon.errors import InvalidArgument, LedgerError
 
 Progress = Callable[[int, int | None], object]
 FORMATS = ("csv", "parquet", "jsonl", "focus", "cloudevents")
+_TRIES = 4  # before the one that may fail
 _ROW_GROUP = 16 << 20  # bytes of CSV
 
 
@@ -40,10 +41,24 @@ def export(
     parquet = _import_pyarrow() if format == "parquet" else None  # before the file is begun
 
     def run(write: Callable[[bytes], object]) -> int:
-        return ledger._export(write, inner, since_seq, until_seq, node_id, every_ns, progress)
+        rows = ledger._export(write, inner, since_seq, until_seq, node_id, every_ns, progress)
+        if rows is None:
+            raise _RotatedError("export: the ledger was rotated while it was read: try again")
+        return rows
 
-    with _opened(dest) as file:
-        return run(file.write) if parquet is None else _write_parquet(parquet, file, run)
+    def once() -> int:
+        with _opened(dest) as file:
+            return run(file.write) if parquet is None else _write_parquet(parquet, file, run)
+
+    if isinstance(dest, (str, os.PathLike)):
+        for _ in range(_TRIES):
+            with suppress(_RotatedError):
+                return once()
+    return once()
+
+
+class _RotatedError(LedgerError):
+    """What was written is not the ledger once."""
 
 
 def _name_of(ledger: Ledger) -> str:
