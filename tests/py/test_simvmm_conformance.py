@@ -1,13 +1,15 @@
-"""The simulator and the real VMM answer the same script alike: status, shape and text of errors, state, exit code, files."""
+"""The simulator and the real VMM answer the same script alike: status, errors, state, exit code, files left."""
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import shutil
 import signal
 import socket
-from collections.abc import Callable, Iterator
+import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,18 +85,18 @@ def pair_of(name: str, tmp_root: Path) -> Pair:
 
 
 @pytest.fixture
-def firecracker(tmp_root: Path) -> Iterator[Pair]:
-    yield pair_of(FIRECRACKER, tmp_root)
+def firecracker(tmp_root: Path) -> Pair:
+    return pair_of(FIRECRACKER, tmp_root)
 
 
 @pytest.fixture
-def cloud_hypervisor(tmp_root: Path) -> Iterator[Pair]:
-    yield pair_of(CLOUD_HYPERVISOR, tmp_root)
+def cloud_hypervisor(tmp_root: Path) -> Pair:
+    return pair_of(CLOUD_HYPERVISOR, tmp_root)
 
 
 @pytest.fixture(params=[FIRECRACKER, CLOUD_HYPERVISOR])
-def either(request: pytest.FixtureRequest, tmp_root: Path) -> Iterator[Pair]:
-    yield pair_of(request.param, tmp_root)
+def either(request: pytest.FixtureRequest, tmp_root: Path) -> Pair:
+    return pair_of(request.param, tmp_root)
 
 
 def all_of(calls: list[Call]) -> Callable[[Vmm], list[Answer]]:
@@ -286,13 +288,13 @@ def test_signals(either: Pair, number: signal.Signals) -> None:
     either.both(script)
 
 
-SNAPSHOT_DAMAGE: dict[str, tuple[Callable[[Path], None], dict[str, Any]]] = {
+SNAPSHOT_DAMAGE: dict[str, tuple[Callable[[Path], object], dict[str, Any]]] = {
     "none": (lambda folder: None, {}),
     "resumed": (lambda folder: None, {"resume_vm": True}),
     "no state": (lambda folder: (folder / "vmstate").unlink(), {}),
     "empty state": (lambda folder: os.truncate(folder / "vmstate", 0), {}),
     "cut state": (lambda folder: os.truncate(folder / "vmstate", 100), {}),
-    "foreign state": (lambda folder: None if (folder / "vmstate").write_bytes(b"x" * 500) else None, {}),
+    "foreign state": (lambda folder: (folder / "vmstate").write_bytes(b"x" * 500), {}),
     "no memory": (lambda folder: (folder / "mem").unlink(), {}),
     "short memory": (lambda folder: os.truncate(folder / "mem", 4096), {}),
     "long memory": (lambda folder: os.truncate(folder / "mem", 128 << 20), {}),
@@ -320,7 +322,7 @@ def test_firecracker_loads_a_snapshot_or_exits(firecracker: Pair) -> None:
     sources = {side: firecracker.root / f"{side}1" for side in ("sim", "real")}
     for name, (damage, more) in SNAPSHOT_DAMAGE.items():
 
-        def prepare(folder: Path, damage: Callable[[Path], None] = damage) -> None:
+        def prepare(folder: Path, damage: Callable[[Path], object] = damage) -> None:
             source = next(path for side, path in sources.items() if folder.name.startswith(side))
             for file in ("vmstate", "mem", "disk"):
                 shutil.copy(source / file, folder / file)
@@ -636,7 +638,10 @@ def test_http(either: Pair) -> None:
 
     def script(vmm: Vmm) -> Any:
         answers = {name: vmm.raw(data) for name, data in requests_of(path).items()}
-        return {name: re.sub(rb'"pid":\d+', b"", re.sub(rb"Content-Length: \d+", b"", each)) for name, each in answers.items()}
+        return {
+            name: re.sub(rb'"pid":\d+', b"", re.sub(rb"Content-Length: \d+", b"", each))
+            for name, each in answers.items()
+        }
 
     for name, answer in either.both(script).items():
         assert answer.startswith(b"HTTP/1.1 "), name
@@ -674,11 +679,15 @@ def test_what_is_at_the_api_sockets_path(either: Pair, there: str) -> None:
                 first.socket_path.touch()
             second = Vmm(binary, either.name, folder, wait=False)
             try:
-                until(lambda second=second: second.process.poll() is not None or listens(second), "it serves or exits")
+                until(functools.partial(has_decided, second), "it serves or exits")
                 results.append([second.process.poll(), listens(first)])
             finally:
                 second.close()
     assert results[0] == results[1]
+
+
+def has_decided(vmm: Vmm) -> bool:
+    return vmm.process.poll() is not None or listens(vmm)
 
 
 def listens(vmm: Vmm) -> bool:
@@ -738,8 +747,6 @@ def test_exit_codes_of_cloud_hypervisor(cloud_hypervisor: Pair, arguments: list[
 
 
 def compare_exits(pair: Pair, arguments: list[str]) -> None:
-    import subprocess
-
     codes = [
         subprocess.run(
             [binary, *arguments], cwd=pair.root, stdin=subprocess.DEVNULL, capture_output=True, timeout=20, check=False
