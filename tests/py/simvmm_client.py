@@ -40,16 +40,24 @@ class Answer:
 
 
 class Vmm:
-    """A VMM with its run dir as working directory; its API socket is api.sock, its guest's console what is there for it."""
+    """A VMM with its run dir as working directory, and in it its API socket, api.sock."""
 
     def __init__(
-        self, binary: Path, name: str, folder: Path, *arguments: str, env: dict[str, str] | None = None, wait: bool = True
+        self,
+        binary: Path,
+        name: str,
+        folder: Path,
+        *arguments: str,
+        env: dict[str, str] | None = None,
+        wait: bool = True,
     ) -> None:
         self.name = name
         self.folder = folder
         folder.mkdir(exist_ok=True)
         self._connection: socket.socket | None = None
-        api = ["--api-sock", "api.sock", "--log-path", "vmm.log"] if name == FIRECRACKER else ["--api-socket", "api.sock"]
+        api = (
+            ["--api-sock", "api.sock", "--log-path", "vmm.log"] if name == FIRECRACKER else ["--api-socket", "api.sock"]
+        )
         # Nobody else's input, output and limits.
         stdin, self.stdin = os.pipe()
         self.stdout, stdout = os.pipe()

@@ -60,7 +60,9 @@ def configure(vmm: Vmm, kernel: Path) -> None:
         assert vmm.request("PUT", "vm.create", {"payload": {"kernel": str(kernel)}}).status == 204
 
 
-@pytest.mark.parametrize(("how", "code"), [({"exit": 3}, 3), ({"signal": "KILL"}, -9), ({"signal": "SEGV"}, -11), ({}, 1)])
+@pytest.mark.parametrize(
+    ("how", "code"), [({"exit": 3}, 3), ({"signal": "KILL"}, -9), ({"signal": "SEGV"}, -11), ({}, 1)]
+)
 def test_die_at_a_call(tmp_root: Path, name: str, how: dict[str, Any], code: int) -> None:
     with simulated(tmp_root, name, Fault("die", on=BOOT[name], **how)) as vmm:
         configure(vmm, kernel_of(tmp_root))
@@ -88,7 +90,11 @@ def test_die_at_the_start(tmp_root: Path, name: str) -> None:
 
 
 def test_hang(tmp_root: Path, name: str) -> None:
-    with simulated(tmp_root, name, Fault("hang", on=on_ping(name))) as vmm, vmm.connect() as asked, vmm.connect() as other:
+    with (
+        simulated(tmp_root, name, Fault("hang", on=on_ping(name))) as vmm,
+        vmm.connect() as asked,
+        vmm.connect() as other,
+    ):
         path = PING[name][1] if name == FIRECRACKER else f"/api/v1/{PING[name][1]}"
         for connection in (asked, other):
             connection.sendall(f"GET {path} HTTP/1.1\r\n\r\n".encode())
@@ -123,7 +129,10 @@ def test_answer_in_the_vmms_own_shape(tmp_root: Path, name: str) -> None:
         configure(vmm, kernel_of(tmp_root))
         answer = boot_call(vmm)
         assert answer.status == 500
-        shape = {FIRECRACKER: {"fault_message": "simulated fault"}, CLOUD_HYPERVISOR: ["Error from API", "simulated fault"]}
+        shape = {
+            FIRECRACKER: {"fault_message": "simulated fault"},
+            CLOUD_HYPERVISOR: ["Error from API", "simulated fault"],
+        }
         assert answer.json == shape[name]
         assert vmm.state == {FIRECRACKER: "Not started", CLOUD_HYPERVISOR: "Created"}[name]
         assert boot_call(vmm).status == 204
@@ -142,14 +151,18 @@ def test_answer_repeats(tmp_root: Path, name: str) -> None:
 
 
 def test_garbage(tmp_root: Path, name: str) -> None:
-    with simulated(tmp_root, name, Fault("garbage", on="*"), Fault("garbage", on="*", call=2, body="HTTP/9 what")) as vmm:
+    with simulated(
+        tmp_root, name, Fault("garbage", on="*"), Fault("garbage", on="*", call=2, body="HTTP/9 what")
+    ) as vmm:
         assert vmm.raw(b"GET / HTTP/1.1\r\n\r\n") == b"\x7f\0 this is not HTTP\r\n\r\n\xff"
         assert vmm.raw(b"GET / HTTP/1.1\r\n\r\n") == b"HTTP/9 what"
         assert vmm.raw(b"GET / HTTP/1.1\r\n\r\n").startswith(b"HTTP/1.1 ")
 
 
 def test_close(tmp_root: Path, name: str) -> None:
-    with simulated(tmp_root, name, Fault("close", on="*"), Fault("close", on="*", call=2, effect=True, bytes=12)) as vmm:
+    with simulated(
+        tmp_root, name, Fault("close", on="*"), Fault("close", on="*", call=2, effect=True, bytes=12)
+    ) as vmm:
         assert vmm.raw(b"GET / HTTP/1.1\r\n\r\n") == b""
         assert vmm.raw(b"GET / HTTP/1.1\r\n\r\n") in {b"HTTP/1.1 200", b"HTTP/1.1 404"}
 
@@ -164,7 +177,11 @@ def test_slow(tmp_root: Path, name: str) -> None:
 
 
 def test_slow_serves_nobody_else_meanwhile(tmp_root: Path, name: str) -> None:
-    with simulated(tmp_root, name, Fault("slow", on="*", time_ms=200)) as vmm, vmm.connect() as slow, vmm.connect() as other:
+    with (
+        simulated(tmp_root, name, Fault("slow", on="*", time_ms=200)) as vmm,
+        vmm.connect() as slow,
+        vmm.connect() as other,
+    ):
         slow.sendall(b"GET / HTTP/1.1\r\n\r\n")
         # Accepted and read in this order.
         other.sendall(b"GET / HTTP/1.1\r\n\r\n")
