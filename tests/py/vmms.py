@@ -84,15 +84,22 @@ class Console:
         else:
             self._connected().sendall(text.encode())
 
-    def wait_for(self, text: str, seconds: float = SECONDS) -> None:
-        """The guest has printed this since the last such wait."""
+    def wait_for(self, text: str, seconds: float = SECONDS) -> str:
+        """The guest has printed this since the last such wait: what came before it."""
         deadline = time.monotonic() + seconds
         while (at := self.heard.find(text)) < 0:
             if time.monotonic() > deadline:
                 pytest.fail(f"the guest of {self.ref} did not print {text!r}: {self.heard!r}")
             if not self._hear():
                 threading.Event().wait(0.005)
-        self.heard = self.heard[at + len(text) :]
+        before, self.heard = self.heard[:at], self.heard[at + len(text) :]
+        return before
+
+    def skip(self) -> None:
+        """Forgets what the guest has printed so far."""
+        while self._hear():
+            pass
+        self.heard = ""
 
     def _hear(self) -> bool:
         path = self.backend.console_path(self.ref)

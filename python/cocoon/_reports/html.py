@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from html import escape
 from typing import Any
 
-from cocoon._core import AuditReport, Ledger, ReconcileReport, Table
+from cocoon._core import AuditReport, GCReport, Ledger, ReconcileReport, Table
 from cocoon.errors import LedgerError
 
 _ROWS = 30
@@ -130,6 +130,20 @@ def reconcile_html(report: ReconcileReport) -> str:
     shown = [[row[column] for column in columns] for row in rows[:_ROWS]]
     table = _table(columns, shown, total=len(rows), what="VMs", bad=() if report.ok else ("status",)) if rows else ""
     return _page(line, f"<p>{summary}</p>", table)
+
+
+def gc_html(report: GCReport) -> str:
+    """What could not be removed first."""
+    done = "to be removed" if report.dry_run else "removed"
+    mark = "bad" if report.failed else "good"
+    line = (
+        f'<p class="{mark}">{"✗" if report.failed else "✓"} gc: {len(report.removed):,} {done}, {report.kept:,} kept, '
+        f"{len(report.failed):,} failed</p>"
+    )
+    rows = [*report.failed, *report.removed]
+    columns = ("module", "what", "id", "path", "reason", "bytes", "error")
+    shown = [[row.get(column, "") for column in columns] for row in rows[:_ROWS]]
+    return _page(line, _table(columns, shown, total=len(rows), what="things", bad=("error",)) if rows else "")
 
 
 # ---------------------------------------------------------------- pieces

@@ -5,12 +5,14 @@ import os
 import secrets
 import signal
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cocoon.cli import output
+from cocoon.cli.asked import ask
 from cocoon.cli.config import Config
 from cocoon.cli.errors import CommandError, one_line
 from cocoon.cli.ledger import print_intervals, print_usage
@@ -37,25 +39,33 @@ class Cast:
     name: str
     ready: str  # what it prints when it is up; "": anything
     powers_off: str  # what it prints when it powers itself off; "": nothing that we know of
+    uptime: tuple[str, str] | None = None  # how it is asked how long it is up, and the pattern of its answer
 
 
 def built_guest(guest: "Guest") -> Cast:
     """The one of `cocoon guest build`."""
     return Cast(
-        guest.kernel, guest.initrd, guest.cmdline, f"Linux {guest.kernel_version}, busybox", _READY, _POWERED_OFF
+        guest.kernel,
+        guest.initrd,
+        guest.cmdline,
+        f"Linux {guest.kernel_version}, busybox",
+        _READY,
+        _POWERED_OFF,
+        ("uptime", r"\nUPTIME ([0-9.]+)\s"),
     )
 
 
 # A guest under TCG on a busy host may hang before it prints anything (QEMU, not us): then it is started once more.
 _BOOT_SECONDS = 20.0
 _DEATH_SECONDS = 5.0
+_ANSWER_SECONDS = 10.0
 _POLL_SECONDS = 0.02
 _MEMORY = "256M"
 _STORAGE = "64M"
 
 
 class Story:
-    """One VM's life on one node."""
+    """One VM's life on one node, and that of a clone of it."""
 
     def __init__(self, node: "Node", hypervisor: str, config: Config, guest: Cast) -> None:
         self._node = node
@@ -65,6 +75,8 @@ class Story:
         self._printed: Printed | None = None
         self._name = f"demo-{secrets.token_hex(2)}"
         self._id = ""
+        self._clone_id = ""
+        self._snapshot_id = ""
         self._sound = True
         self._begin = time.monotonic()
 
@@ -84,28 +96,30 @@ class Story:
         self._begin = time.monotonic()
 
     def live(self) -> None:
-        """Create, start, stop, start, crash, start, remove."""
+        """Create, start, snapshot, clone, crash, start, stop, restore, remove."""
         self._create()
         self._start()
-        self._stop()
-        self._start()
+        self._snapshot()
+        self._clone()
         killed_at = self._crash()
         self._start()
         self._compare_death(killed_at)
+        self._stop()
+        self._restore()
         self._remove()
 
     def account(self) -> bool:
         """Prints intervals, usage and audit. True: all that was opened was closed, and nothing was amiss."""
         self._node.flush()
         ledger = self._node.ledger
-        names = {self._id: self._name}
-        mine = [row for row in ledger.intervals().to_pylist() if row["id"] == self._id]
+        names = {self._id: self._name, self._clone_id: f"{self._name}-clone", self._snapshot_id: self._name}
+        mine = [row for row in ledger.intervals().to_pylist() if row["id"] in names]
         output.say("")
         output.say("Intervals", style="bold")
         print_intervals(mine, names=names)
         output.say("")
         output.say("Usage", style="bold")
-        print_usage([row for row in ledger.usage().to_pylist() if row["vm_id"] == self._id], names=names)
+        print_usage([row for row in ledger.usage().to_pylist() if row["vm_id"] in names], names=names)
         output.say("")
         output.say("Audit", style="bold")
         report = ledger.audit()
@@ -122,16 +136,18 @@ class Story:
         return balanced and self._sound
 
     def clean_up(self) -> None:
-        """No process and no file of the VM is left, however far it got."""
+        """No process and no file of the VMs is left, however far they got."""
         from cocoon import NotFound
 
         self._forget_console()
         for vm in self._node.vms():
-            if vm.name == self._name:
-                try:
+            if vm.name.startswith(self._name):
+                with suppress(NotFound):
                     self._backend.delete(vm.id, force=True)
-                except NotFound:
-                    continue
+        for snapshot in self._node.snapshots.list():
+            if snapshot.name == self._name:
+                with suppress(NotFound):
+                    self._node.snapshots.delete(snapshot.id)
 
     # ---- the steps
 
@@ -172,6 +188,50 @@ class Story:
         raise CommandError(
             f"the guest was not ready after {_BOOT_SECONDS:.0f} s, twice; last it said: {self._last_words()}"
         )
+
+    def _snapshot(self) -> None:
+        begin = time.monotonic()
+        with output.working("taking a snapshot"):
+            snapshot = self._backend.snapshot(self._id, name=self._name)
+        self._snapshot_id = snapshot.id
+        self._say(
+            f"took a snapshot in {format_duration(time.monotonic() - begin)}: {format_size(snapshot.size_bytes)}; "
+            f"the guest runs on{self._proof_of_life(self._id)}"
+        )
+
+    def _clone(self) -> None:
+        from cocoon import VMConfig
+
+        begin = time.monotonic()
+        with output.working("cloning"):
+            clone = self._backend.clone(self._snapshot_id, VMConfig(f"{self._name}-clone"))
+        self._clone_id = clone.id
+        self._say(
+            f"cloned it in {format_duration(time.monotonic() - begin)}: {clone.name}, pid {clone.pid}; its guest did "
+            f"not boot, it goes on{self._proof_of_life(clone.id)}"
+        )
+
+    def _restore(self) -> None:
+        begin = time.monotonic()
+        self._forget_console()
+        with output.working("restoring"):
+            vm = self._backend.restore(self._id, self._snapshot_id)
+        self._printed = Printed(self._backend, self._id)
+        self._say(
+            f"restored it from the snapshot in {format_duration(time.monotonic() - begin)}: pid {vm.pid}, the guest is "
+            f"back{self._proof_of_life(self._id)}"
+        )
+
+    def _proof_of_life(self, vm_id: str) -> str:
+        """ ", up 5.21 s": what the guest says itself, if it can be asked."""
+        if self._guest.uptime is None:
+            return ""
+        question, answer = self._guest.uptime
+        seconds = ask(self._backend, vm_id, question, answer, _ANSWER_SECONDS)
+        if seconds is None:
+            self._sound = False
+            return ", but it does NOT answer"
+        return f", up {seconds} s"
 
     def _stop(self) -> None:
         begin = time.monotonic()
@@ -227,9 +287,14 @@ class Story:
         )
 
     def _remove(self) -> None:
-        self._backend.delete(self._id, force=True)
-        left = [vm.name for vm in self._node.vms() if vm.id == self._id]
-        self._say("removed it with force, while it ran" + (f"; but it is STILL listed: {left[0]}" if left else ""))
+        self._backend.delete(self._id, self._clone_id, force=True)
+        self._node.snapshots.delete(self._snapshot_id)
+        left = [vm.name for vm in self._node.vms() if vm.id in {self._id, self._clone_id}]
+        left += [snapshot.id for snapshot in self._node.snapshots.list() if snapshot.id == self._snapshot_id]
+        self._say(
+            "removed both with force, while they ran, and the snapshot"
+            + (f"; but there is STILL {left[0]}" if left else "")
+        )
         self._sound &= not left
 
     # ---- what is really so
