@@ -40,7 +40,7 @@ class Answer:
 
 
 class Vmm:
-    """A VMM with its run dir as working directory; its API socket is api.sock, its guest's console what is there for it."""
+    """A VMM with its run dir as working directory, and in it its API socket, api.sock."""
 
     def __init__(
         self,

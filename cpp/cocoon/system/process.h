@@ -89,7 +89,7 @@ struct ProgramEnd {
 
 // Runs a program to its end: for short questions such as --version. It gets /dev/null to read, and of our environment
 // PATH, TMPDIR and LD_LIBRARY_PATH.
-// Blocks   until its end; it is killed when the time is up, or on `cancel`.
+// Blocks   until its end; it is killed when the time is up, or on `cancel`. So is what it started, in any case.
 // Errors   StoreError: it cannot be started. VmmTimeout. Cancelled.
 ProgramEnd run_program(const std::vector<std::string>& argv, std::chrono::milliseconds timeout, Cancel& cancel);
 

@@ -62,9 +62,7 @@ class Child {
     pidfd_.reset(::pidfd_open(pid_, 0));
   }
   ~Child() {
-    if (pid_ == 0) return;
-    ::kill(-pid_, SIGKILL);
-    await();
+    if (pid_ != 0) await();
   }
   Child(const Child&) = delete;
   Child& operator=(const Child&) = delete;
@@ -75,9 +73,12 @@ class Child {
     return !pidfd_ || ::poll(&poll, 1, static_cast<int>(timeout.count())) > 0;
   }
 
-  // Its wait status, nullopt if somebody else has taken it.
+  // Kills what is left of it. Its wait status, nullopt if somebody else has taken it.
   std::optional<int> await() {
     const pid_t pid = std::exchange(pid_, 0);
+    // What it started and left goes with it. Until it is reaped, its group's number is nobody else's.
+    siginfo_t info{};
+    if (::waitid(P_PID, static_cast<id_t>(pid), &info, WEXITED | WNOHANG | WNOWAIT) == 0) ::kill(-pid, SIGKILL);
     int status = 0;
     while (::waitpid(pid, &status, 0) < 0) {
       if (errno != EINTR) return std::nullopt;

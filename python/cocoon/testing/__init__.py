@@ -62,9 +62,9 @@ def simvmm_path() -> Path:
 class Fault:
     """One thing that goes wrong.
 
-    When: at the ``call``-th request ``on`` ("PUT /actions", "PUT vm.boot", "*"), and with ``repeat`` at each one from then
-    on; or ``after_ms`` after the VMM's start; or, with neither, at its start. With ``effect`` the request is carried
-    out all the same. What the other fields mean, and which deeds take them: docs/simulator.md.
+    When: at the ``call``-th request ``on`` ("PUT /actions", "PUT vm.boot", "*"), and with ``repeat`` at each one from
+    then on; or ``after_ms`` after the VMM's start; or, with neither, at its start. With ``effect`` the request is
+    carried out all the same. What the other fields mean, and which deeds take them: docs/simulator.md.
     """
 
     do: Deed
