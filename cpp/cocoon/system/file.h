@@ -33,6 +33,20 @@ void sync_dir(const Path& path);
 
 // fsync of a file, in pieces of what is not on the disk yet. Blocks; asks `cancel` between pieces.
 void sync_file(const Path& path, Cancel& cancel);
+void sync_file(int fd, const Path& shown, Cancel& cancel);
+
+// Has the kernel begin to write a file to the disk while more of it is made: whoever syncs it later waits less.
+class Writeback {
+ public:
+  explicit Writeback(int fd) : fd_(fd) {}
+  // These were written just now.
+  void wrote(std::int64_t offset, std::int64_t length);
+
+ private:
+  int fd_;
+  std::int64_t begin_ = 0;  // what the kernel was not told of yet
+  std::int64_t end_ = 0;
+};
 
 // mkdir -p; folders it makes are 0700. An existing last component must be a folder.
 void make_private_dirs(const Path& path);
@@ -49,10 +63,12 @@ void remove_file(const Path& path);
 // A new file (0600) of `size` bytes that holds nothing; an existing file is an error.
 void make_sparse_file(const Path& path, std::int64_t size_bytes);
 
+enum class Sync { kNow, kLater };  // kLater: by who asked, with sync_file()
+
 // A new file (0600) with the bytes of another: reflink where the file system can, else its data, holes kept.
-// Durable  the bytes are on the disk; the name is once its folder was synced.
+// Durable  the bytes are on the disk, unless `sync` says otherwise; the name is once its folder was synced.
 // Blocks   for the whole copy; asks `cancel` between pieces. On any error the new file is gone; an existing one stays.
-void copy_file(const Path& from, const Path& to, Cancel& cancel);
+void copy_file(const Path& from, const Path& to, Cancel& cancel, Sync sync = Sync::kNow);
 
 // Holds an exclusive flock on a file until destroyed. The kernel queues waiters of all threads and processes alike,
 // since every lock has its own open file. Destroying closes our descriptor and does not unlock: a child that inherited

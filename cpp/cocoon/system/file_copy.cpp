@@ -31,9 +31,8 @@ class NewFile {
   NewFile& operator=(const NewFile&) = delete;
 
   [[nodiscard]] int fd() const { return fd_.get(); }
-  // Its size and bytes are on the disk afterwards.
-  void keep() {
-    if (::fsync(fd_.get()) != 0) throw_store_error("sync", path_);
+  void keep(Sync sync = Sync::kNow) {
+    if (sync == Sync::kNow && ::fsync(fd_.get()) != 0) throw_store_error("sync", path_);
     kept_ = true;
   }
 
@@ -76,7 +75,7 @@ off_t copy_through_memory(const Ends& ends, off_t offset, off_t length) {
 
 class Copier {
  public:
-  explicit Copier(const Ends& ends) : ends_(ends) {}
+  explicit Copier(const Ends& ends) : ends_(ends), writeback_(ends.out) {}
 
   void copy_data(off_t begin, off_t end, Cancel& cancel) {
     while (begin < end) {
@@ -85,6 +84,7 @@ class Copier {
       if (done == 0) {
         throw StoreError("copy " + ends_.from.string() + ": it became shorter meanwhile", ends_.from.string());
       }
+      writeback_.wrote(begin, done);
       begin += done;
     }
   }
@@ -106,6 +106,7 @@ class Copier {
   }
 
   Ends ends_;
+  Writeback writeback_;
   bool in_kernel_ = true;
 };
 
@@ -141,7 +142,7 @@ void make_sparse_file(const Path& path, std::int64_t size_bytes) {
   file.keep();
 }
 
-void copy_file(const Path& from, const Path& to, Cancel& cancel) {
+void copy_file(const Path& from, const Path& to, Cancel& cancel, Sync sync) {
   const Fd in(::open(from.c_str(), O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK));
   if (!in) throw_store_error("open", from);
   struct stat status{};
@@ -152,7 +153,7 @@ void copy_file(const Path& from, const Path& to, Cancel& cancel) {
   cancel.check();
   NewFile out(to);
   if (::ioctl(out.fd(), FICLONE, in.get()) != 0) copy_sparse({from, to, in.get(), out.fd()}, status.st_size, cancel);
-  out.keep();
+  out.keep(sync);
 }
 
 }  // namespace cocoon::system
