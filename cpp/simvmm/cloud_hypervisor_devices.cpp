@@ -90,7 +90,7 @@ void CloudHypervisor::check_payload() const {
     const std::string path = string_of(payload, name);
     if (path.empty()) return;
     try {
-      check_readable(path, false);
+      open_existing(path, false);
     } catch (const SystemError& error) {
       throw Failure{500, {std::string(text), os_error(error.code)}};
     }

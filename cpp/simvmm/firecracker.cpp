@@ -271,6 +271,7 @@ void Firecracker::remove_device(Json& devices, std::string_view key, const std::
       std::find_if(devices.begin(), devices.end(), [&](const Json& known) { return string_of(known, key) == id; });
   if (found == devices.end()) throw Fault{fmt::format("{} config error: {}", what, kNotFound)};
   devices.erase(found);
+  if (key == "drive_id") disk_files_.erase(id);
 }
 
 std::string_view Firecracker::state_name() const {

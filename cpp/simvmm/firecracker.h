@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -107,6 +108,7 @@ class Firecracker final : public Machine {
   Json mmds_config_;
   Json mmds_ = Json::object();
   Json memory_hotplug_;
+  std::map<std::string, system::Fd> disk_files_;  // by drive
   system::Fd vsock_listener_;
   std::vector<Route> routes_;
 };
