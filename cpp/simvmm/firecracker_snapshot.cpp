@@ -24,9 +24,7 @@ std::string_view bytes_of(const std::uint64_t& number) {
   return {reinterpret_cast<const char*>(&number), sizeof number};
 }
 
-Fault load_fault(std::string_view reason) {
-  return {.message = fmt::format("{}{}", kCannotRestore, reason), .ends_process = true};
-}
+Fault load_fault(std::string_view reason) { return Fault(fmt::format("{}{}", kCannotRestore, reason), true); }
 
 Fault state_fault(std::string_view reason) { return load_fault(fmt::format("{}{}", kCannotGetState, reason)); }
 
