@@ -98,7 +98,7 @@ def test_engine_killed_in_the_middle(
                 assert vm.alive is vm.interval_open, f"killed at {call} number {when}: {vm}"
                 assert not list(Path(vm.run_dir).glob("*.cocoon-*"))
                 assert not (Path(vm.run_dir) / "saving").exists()
-            assert len(processes_below(root)) == 2 * sum(bool(vm.alive) for vm in node.vms()), "each with its shim"
+            assert len(processes_below(root)) == sum(bool(vm.alive) for vm in node.vms())
             outcomes.add(finish(verb, backend))
             assert processes_below(root)
         check_node(root)

@@ -223,6 +223,7 @@ class Reconciler {
       const auto alive = settle(driver, vm, "reconcile", cancel_);
       if (vm.dirty) return dirty(vm, alive, std::move(row));
       if (fix_) DiskExchange::clean_up(vm.config);
+      if (fix_ && alive.life != Life::kAlive) PausedGuest::forget(vm);
       if (alive.life != Life::kAlive) return dead(vm, side, std::move(row));
       row.pid = alive.process->pid;
       living(vm, driver, *alive.process, side, std::move(row));
@@ -256,6 +257,7 @@ class Reconciler {
       row.status = "orphan-process";
       if (fix_) {
         kill_process(process);
+        PausedGuest::forget(vm);
         if (vm.compute_open()) commit_if(node_.store(), vm, lifecycle::FoundDead{.death = find_death(vm)});
         row.action = runs ? "killed, the VM is hibernated" : "killed, no guest ran in it";
       }
