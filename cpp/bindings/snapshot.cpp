@@ -271,8 +271,12 @@ A snapshot is a folder of plain files and a record; its storage interval in the 
 ends when it is gone. References are ids, names or unique id prefixes. One that is being read by a clone, a restore or
 an export is not deleted under it. Every call that fails or is interrupted leaves nothing behind.)",
                           py::release_gil_before_calling_cpp_dtor())
-      .def(py::init([](std::shared_ptr<Node> node) { return PyLocalFile{std::move(node)}; }),
-           py::arg("node").none(false))
+      // Node is bound after this, since it has one: its name is said here by hand.
+      .def(py::init([](const Typed<"cocoon._core.Node">& node) {
+             if (!py::isinstance<Node>(node)) refuse("node", node, "a Node");
+             return PyLocalFile{node.cast<std::shared_ptr<Node>>()};
+           }),
+           "node"_a)
       .def("create", &create, "source"_a, py::kw_only(), "name"_a = "", "description"_a = "", "hypervisor"_a = "",
            "cpu"_a = 0, "memory"_a = 0, "storage"_a = 0, "allow_paths"_a = py::tuple(), "progress"_a = py::none(),
            R"(A new snapshot from data files: a folder of them, or a tar archive (file or stream) of them.

@@ -1,7 +1,9 @@
 #pragma once
 // Cloud Hypervisor's VmConfig: what vm.create takes, what vm.info shows of it, and what vm.boot refuses.
 
+#include <exception>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "simvmm/json.h"
@@ -10,7 +12,8 @@
 namespace cocoon::simvmm::cloud_hypervisor {
 
 // An answer that is not a success: its texts, outermost first.
-struct Failure {
+struct Failure : std::exception {
+  Failure(int its_status, std::vector<std::string> its_chain) : status(its_status), chain(std::move(its_chain)) {}
   int status;
   std::vector<std::string> chain;
 };

@@ -62,11 +62,9 @@ void CloudHypervisor::open_consoles() {
   }
   try {
     // A guest prints on its serial line if it has one, else on the other.
-    Console first = open_console(serial);
-    Console second = open_console(console);
-    const bool on_serial = is_used(serial);
-    console_ = on_serial ? std::move(first) : std::move(second);
-    unused_console_ = on_serial ? std::move(second) : std::move(first);
+    console_ = open_console(serial);
+    unused_console_ = open_console(console);
+    if (!is_used(serial)) std::swap(console_, unused_console_);
   } catch (const SystemError& error) {
     throw Failure{500, {"Error creating console devices", "Error creating console device", os_error(error.code)}};
   }
@@ -90,7 +88,7 @@ void CloudHypervisor::check_payload() const {
     const std::string path = string_of(payload, name);
     if (path.empty()) return;
     try {
-      check_readable(path, false);
+      open_existing(path, false);
     } catch (const SystemError& error) {
       throw Failure{500, {std::string(text), os_error(error.code)}};
     }

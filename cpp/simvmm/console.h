@@ -5,6 +5,7 @@
 
 #include <poll.h>
 
+#include <exception>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -14,7 +15,8 @@
 namespace cocoon::simvmm {
 
 // The system's refusal, errno.
-struct SystemError {
+struct SystemError : std::exception {
+  explicit SystemError(int its_code) : code(its_code) {}
   int code;
 };
 

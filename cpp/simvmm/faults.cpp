@@ -81,7 +81,7 @@ std::string normalized_call(const std::string& call) {
   if (space == std::string::npos || space + 1 == call.size() ||
       std::find(kMethods.begin(), kMethods.end(), method) == kMethods.end()) {
     throw PlanError{
-        fmt::format("on: {:?}: it is \"METHOD PATH\" with one of {}, or \"*\"", call, fmt::join(kMethods, ", "))};
+        fmt::format(R"(on: {:?}: it is "METHOD PATH" with one of {}, or "*")", call, fmt::join(kMethods, ", "))};
   }
   const std::string path = call.substr(space + 1);
   return fmt::format("{} {}{}", method, path.starts_with('/') ? "" : "/api/v1/", path);

@@ -3,9 +3,11 @@
 
 #include <chrono>
 #include <cstddef>
+#include <exception>
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "simvmm/guest.h"
@@ -55,7 +57,8 @@ struct Plan {
 };
 
 // The message names what in the file is wrong, and what is allowed.
-struct PlanError {
+struct PlanError : std::exception {
+  explicit PlanError(std::string its_message) : message(std::move(its_message)) {}
   std::string message;
 };
 

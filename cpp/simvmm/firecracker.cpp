@@ -124,7 +124,7 @@ std::vector<Firecracker::Route> Firecracker::make_routes() {
   const auto shown = [](auto value) -> Handler {
     return [value](const std::string&, const std::string&) { return dump(value()); };
   };
-  const auto checked = [](const Schema& schema, auto then) -> Handler {
+  const auto checked = [](const Schema& schema, const auto& then) -> Handler {
     return [&schema, then](const std::string& body, const std::string&) {
       then(parse_object(body, schema));
       return std::string();
@@ -136,7 +136,7 @@ std::vector<Firecracker::Route> Firecracker::make_routes() {
       return std::string();
     };
   };
-  const auto before_start = [this](std::function<void(const Json&)> then) {
+  const auto before_start = [this](const std::function<void(const Json&)>& then) {
     return [this, then](const Json& body) {
       require_not_started();
       then(body);
@@ -271,6 +271,7 @@ void Firecracker::remove_device(Json& devices, std::string_view key, const std::
       std::find_if(devices.begin(), devices.end(), [&](const Json& known) { return string_of(known, key) == id; });
   if (found == devices.end()) throw Fault{fmt::format("{} config error: {}", what, kNotFound)};
   devices.erase(found);
+  if (key == "drive_id") disk_files_.erase(id);
 }
 
 std::string_view Firecracker::state_name() const {

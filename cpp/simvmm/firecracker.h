@@ -2,10 +2,13 @@
 // Firecracker 1.17, as its API shows it.
 
 #include <cstdint>
+#include <exception>
 #include <functional>
+#include <map>
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "simvmm/json.h"
@@ -24,9 +27,10 @@ struct Options {
 };
 
 // The reason of a 400.
-struct Fault {
+struct Fault : std::exception {
+  explicit Fault(std::string its_message, bool ends = false) : message(std::move(its_message)), ends_process(ends) {}
   std::string message;
-  bool ends_process = false;  // a load that got beyond its body
+  bool ends_process;  // a load that got beyond its body
 };
 
 class Firecracker final : public Machine {
@@ -107,6 +111,7 @@ class Firecracker final : public Machine {
   Json mmds_config_;
   Json mmds_ = Json::object();
   Json memory_hotplug_;
+  std::map<std::string, system::Fd> disk_files_;  // by drive
   system::Fd vsock_listener_;
   std::vector<Route> routes_;
 };

@@ -91,12 +91,12 @@ void Firecracker::put_boot_source(const std::string& body) {
   const Json wanted = parse_object(body, kBootSource);
   require_not_started();
   try {
-    check_readable(string_of(wanted, "kernel_image_path"), false);
+    open_existing(string_of(wanted, "kernel_image_path"), false);
   } catch (const SystemError& error) {
     throw Fault{fmt::format("Boot source error: The kernel file cannot be opened: {}", os_error(error.code))};
   }
   try {
-    if (const std::string initrd = string_of(wanted, "initrd_path"); !initrd.empty()) check_readable(initrd, false);
+    if (const std::string initrd = string_of(wanted, "initrd_path"); !initrd.empty()) open_existing(initrd, false);
   } catch (const SystemError& error) {
     throw Fault{fmt::format(
         "Boot source error: The initrd file cannot be opened due to invalid path or invalid permissions. {}",
@@ -130,7 +130,7 @@ void Firecracker::put_drive(const std::string& body, const std::string& id) {
   }
   if (!path.empty()) {
     try {
-      check_readable(path, !read_only);
+      disk_files_[id] = open_existing(path, !read_only);
     } catch (const SystemError& error) {
       throw Fault{fmt::format("{}Virtio backend error: Error manipulating the backing file: {} {}", kCannot,
                               os_error(error.code), path)};
@@ -162,7 +162,7 @@ void Firecracker::patch_drive(const std::string& body, const std::string& id) {
   }
   if (const std::string path = string_of(changes, "path_on_host"); !path.empty()) {
     try {
-      check_readable(path, !bool_of(*drive, "is_read_only", false));
+      disk_files_[id] = open_existing(path, !bool_of(*drive, "is_read_only", false));
     } catch (const SystemError& error) {
       throw Fault{fmt::format(
           "{}Virtio backend error: Error manipulating the backing file: {} {} Please verify the request arguments.",

@@ -24,9 +24,7 @@ std::string_view bytes_of(const std::uint64_t& number) {
   return {reinterpret_cast<const char*>(&number), sizeof number};
 }
 
-Fault load_fault(std::string_view reason) {
-  return {.message = fmt::format("{}{}", kCannotRestore, reason), .ends_process = true};
-}
+Fault load_fault(std::string_view reason) { return Fault(fmt::format("{}{}", kCannotRestore, reason), true); }
 
 Fault state_fault(std::string_view reason) { return load_fault(fmt::format("{}{}", kCannotGetState, reason)); }
 
@@ -154,7 +152,7 @@ void Firecracker::restore(const Json& request) {
   for (const Json& drive : member_of(state, "drives")) {
     const std::string path = string_of(drive, "path_on_host");
     try {
-      check_readable(path, !bool_of(drive, "is_read_only", false));
+      disk_files_[string_of(drive, "drive_id")] = open_existing(path, !bool_of(drive, "is_read_only", false));
     } catch (const SystemError& error) {
       throw load_fault(fmt::format("{}Block: Virtio backend error: Error manipulating the backing file: {} {}",
                                    kCannotBuild, os_error(error.code), path));

@@ -7,7 +7,7 @@
 namespace cocoon::simvmm {
 
 void Guest::boot(std::uint64_t memory_mib, std::string_view command_line, bool ignores_requests) {
-  memory_ = {.ticks = 0, .ignores_requests = ignores_requests};
+  memory_ = {.ticks = 0, .ignores_requests = ignores_requests, .mib = memory_mib};
   typed_.clear();
   requests_.clear();
   output_ += fmt::format("GUEST-UP\nMEM {}\nCMDLINE {}\n", memory_mib, command_line);
@@ -45,6 +45,7 @@ std::optional<GuestEnd> Guest::advance(Clock::time_point now) {
     }
     if (c == 'r') return ended(GuestEnd::kReset);
     if (c == 'x') return ended(GuestEnd::kTripleFault);
+    if (c == 'd') output_ += fmt::format("\nDIRTY {}\n", memory_.mib > 16 ? memory_.mib - 16 : 0);
     if (c == 'z') memory_.ignores_requests = !memory_.ignores_requests;
   }
   for (const std::string& why : std::exchange(requests_, {})) {

@@ -4,8 +4,8 @@
 //
 //   GUEST-UP, MEM <MiB>, CMDLINE <text>     when it boots
 //   tick N                                  each second that it runs; N goes on after a restore
-//   q r x z                                 typed: power off, reset, triple fault, toggle "ignore shutdown requests";
-//                                           every byte is echoed
+//   q r x z d                               typed: power off, reset, triple fault, toggle "ignore shutdown requests",
+//                                           DIRTY <MiB> for all of it above 16; every byte is echoed
 //   DOWN <why>, IGNORED <why>               what it makes of a shutdown request
 
 #include <chrono>
@@ -27,6 +27,7 @@ class Guest {
   struct Memory {
     std::uint64_t ticks = 0;
     bool ignores_requests = false;
+    std::uint64_t mib = 0;
   };
 
   explicit Guest(std::chrono::milliseconds tick) : tick_(tick) {}

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <exception>
 #include <iterator>
 #include <optional>
 #include <utility>
@@ -18,7 +19,8 @@ constexpr std::string_view kCrlf = "\r\n";
 constexpr std::string_view kLibrary = "Firecracker API";
 
 // The rest of the read is dropped with it.
-struct ParseError {
+struct ParseError : std::exception {
+  explicit ParseError(std::string its_text) : text(std::move(its_text)) {}
   std::string text;
 };
 

@@ -3,9 +3,11 @@
 // two.
 
 #include <cstdint>
+#include <exception>
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 
 #include <nlohmann/json.hpp>
 
@@ -15,7 +17,8 @@ using Json = nlohmann::ordered_json;
 
 // The text of serde_json for a body it cannot take. The line and column it ends in are those of the body's end, which
 // is where serde is only if the trouble is there.
-struct JsonError {
+struct JsonError : std::exception {
+  explicit JsonError(std::string its_text) : text(std::move(its_text)) {}
   std::string text;
 };
 

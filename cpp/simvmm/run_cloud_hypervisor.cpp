@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <exception>
 #include <map>
 #include <thread>
 
@@ -24,13 +25,15 @@ namespace {
 
 constexpr int kBadArgument = 2;
 
-struct Exit {
+struct Exit : std::exception {
+  Exit(int its_code, std::vector<std::string> its_chain) : code(its_code), chain(std::move(its_chain)) {}
   int code;
   std::vector<std::string> chain;  // outermost first
 };
 
 // clap's, before anything runs.
-struct UsageError {
+struct UsageError : std::exception {
+  explicit UsageError(std::string its_text) : text(std::move(its_text)) {}
   std::string text;
 };
 
@@ -58,7 +61,6 @@ std::map<std::string, std::string> parse(const std::vector<std::string>& argv) {
       continue;
     }
     const std::size_t equals = name.find('=');
-    const std::string whole = name;
     std::string value;
     const bool inlined = name.starts_with("--") && equals != std::string::npos;
     if (inlined) {
@@ -73,7 +75,7 @@ std::map<std::string, std::string> parse(const std::vector<std::string>& argv) {
       throw UsageError{fmt::format("the argument '{0} <{1}>' cannot be used multiple times", name, bare)};
     }
     if (has(kWithValue, bare) && !inlined) {
-      if (i + 1 == argv.size() || argv[i + 1].starts_with("-")) {
+      if (i + 1 == argv.size() || argv[i + 1].starts_with('-')) {
         throw UsageError{fmt::format("a value is required for '{0} <{1}>' but none was supplied", name, bare)};
       }
       value = argv[++i];

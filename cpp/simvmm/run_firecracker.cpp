@@ -8,6 +8,7 @@
 #include <array>
 #include <cerrno>
 #include <cstdlib>
+#include <exception>
 #include <map>
 #include <optional>
 #include <thread>
@@ -46,7 +47,9 @@ constexpr std::array<std::string_view, 9> kFlags{"boot-timer",      "enable-pci"
                                                  "show-log-origin", "snapshot-version", "version"};
 
 // What ends the process before it serves: a line of its log, another on standard error, and the code.
-struct Exit {
+struct Exit : std::exception {
+  Exit(int its_code, std::string its_log, std::string its_error)
+      : code(its_code), log(std::move(its_log)), error(std::move(its_error)) {}
   int code;
   std::string log;
   std::string error;

@@ -8,8 +8,6 @@
 #include <cerrno>
 #include <cstring>
 
-#include "cocoon/system/fd.h"
-
 #include "simvmm/console.h"
 
 namespace cocoon::simvmm {
@@ -23,6 +21,7 @@ struct Page {
   std::array<char, 16> magic;
   std::uint64_t ticks;
   std::uint64_t ignores_requests;
+  std::uint64_t mib;
 };
 
 system::Fd open_file(const std::string& path, int flags, unsigned mode = 0) {
@@ -55,7 +54,8 @@ void write_memory(const std::string& path, std::uint64_t bytes, unsigned mode, b
   const auto size = static_cast<std::uint64_t>(stat_of(fd.get()).st_size);
   if ((!keeps || size != bytes) && ::ftruncate(fd.get(), 0) != 0) throw SystemError{errno};
   if (::ftruncate(fd.get(), static_cast<off_t>(bytes)) != 0) throw SystemError{errno};
-  const Page page{.magic = kMagic, .ticks = memory.ticks, .ignores_requests = memory.ignores_requests ? 1U : 0U};
+  const Page page{
+      .magic = kMagic, .ticks = memory.ticks, .ignores_requests = memory.ignores_requests ? 1U : 0U, .mib = memory.mib};
   const std::string_view content(reinterpret_cast<const char*>(&page), sizeof page);
   if (kPageAt + content.size() <= bytes) write_all(fd.get(), content, kPageAt);
 }
@@ -66,7 +66,7 @@ Guest::Memory read_memory(const std::string& path) {
   const ssize_t count = ::pread(fd.get(), &page, sizeof page, static_cast<off_t>(kPageAt));
   if (count < 0) throw SystemError{errno};
   if (count != sizeof page || page.magic != kMagic) return {};
-  return {.ticks = page.ticks, .ignores_requests = page.ignores_requests != 0};
+  return {.ticks = page.ticks, .ignores_requests = page.ignores_requests != 0, .mib = page.mib};
 }
 
 std::uint64_t file_bytes(const std::string& path) {
@@ -91,7 +91,9 @@ void write_file(const std::string& path, std::string_view text, unsigned mode, b
   write_all(fd.get(), text, 0);
 }
 
-void check_readable(const std::string& path, bool writable) { open_file(path, writable ? O_RDWR : O_RDONLY); }
+system::Fd open_existing(const std::string& path, bool writable) {
+  return open_file(path, writable ? O_RDWR : O_RDONLY);
+}
 
 std::uint64_t crc64(std::string_view bytes) {
   constexpr std::uint64_t kPolynomial = 0x95ac9329ac4bc9b5;  // Jones, reflected

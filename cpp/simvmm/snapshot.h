@@ -6,6 +6,8 @@
 #include <string>
 #include <string_view>
 
+#include "cocoon/system/fd.h"
+
 #include "simvmm/guest.h"
 
 namespace cocoon::simvmm {
@@ -20,7 +22,7 @@ Guest::Memory read_memory(const std::string& path);
 std::uint64_t file_bytes(const std::string& path);                                               // Errors SystemError
 std::string read_file(const std::string& path);                                                  // Errors SystemError
 void write_file(const std::string& path, std::string_view text, unsigned mode, bool exclusive);  // Errors SystemError
-void check_readable(const std::string& path, bool writable);                                     // Errors SystemError
+system::Fd open_existing(const std::string& path, bool writable);                                // Errors SystemError
 
 // As Firecracker's vmstate ends with.
 std::uint64_t crc64(std::string_view bytes);

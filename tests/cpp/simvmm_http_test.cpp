@@ -139,13 +139,13 @@ TEST(SimvmmJson, NoTextBreaksIt) {
                                           "-1",
                                           "1e999",
                                           "18446744073709551616",
-                                          "\"cpus\":",
-                                          "\"memory\":{\"size\":",
-                                          "\"disks\":[{",
-                                          "\"path\":\"a\"",
+                                          R"("cpus":)",
+                                          R"("memory":{"size":)",
+                                          R"("disks":[{)",
+                                          R"("path":"a")",
                                           "\xff",
                                           " ",
-                                          "\"vcpu_count\":"};
+                                          R"("vcpu_count":)"};
   const std::uint32_t seed = std::random_device()();
   SCOPED_TRACE(fmt::format("seed {}", seed));
   std::mt19937 random(seed);

@@ -57,7 +57,7 @@ def check_books(lines: list[LineType]) -> dict[tuple[str, str], LineType]:
             start = opened.pop(key)
             assert line["interval"] == start["seq"], line
             assert line["shape"] == start["shape"], f"a stop carries the shape of its start: {line}"
-            assert line["hypervisor"] == start["hypervisor"], line
+            assert line.get("hypervisor") == start.get("hypervisor"), line
             if dimension == "vm.storage":
                 assert (who, "vm.compute") not in opened, f"storage closed under compute: {line}"
             if line.get("reason") in ("vm-rm", "snap-rm"):

@@ -6,14 +6,13 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from cocoon import Node, NotFound, StoreError
+from cocoon import InvalidState, Node, NotFound, StoreError
 from harness import check_books, engine_process, finish, kill_at, ledger_lines
 from snapshot_support import check_store, contents, data_folder, sparse_file
 from test_syscall_kills import kill_points, scenario
@@ -164,7 +163,7 @@ def test_ctrl_c_acts_at_once_and_undoes(tmp_root: Path, tmp_path: Path, what: st
     os.mkfifo(fifo)
     calls = {
         "export": "s.export('base', path + '/out.tar', compression='zstd', progress=tell)",
-        "export to a full pipe": "s.export('base', os.fdopen(os.open(path + '/fifo', os.O_RDWR), 'wb', 0), progress=tell)",
+        "export to a full pipe": "os.open(path + '/fifo', os.O_RDWR); s.export('base', path + '/fifo', progress=tell)",
         "import": "s.import_(path + '/a.tar.gz', name='x', progress=tell)",
         "import of a silent pipe": "tell(); s.import_(path + '/fifo')",
         "create": "tell(); s.create(path + '/data')",
@@ -244,10 +243,11 @@ def test_engine_killed_at_every_system_call(tmp_root: Path, tmp_path: Path, roun
             assert opened == set(names.values()), "ledger and records agree before anything is put right"
             for name in names:
                 try:
-                    assert contents(node.snapshots.data_dir(name)) == contents(data)
-                except Exception as error:  # noqa: BLE001
-                    assert "remove it again" in str(error), "half removed, and says so"
+                    folder = node.snapshots.data_dir(name)
+                except InvalidState:  # half removed
                     assert verb in ("delete", "gc")
+                else:
+                    assert contents(folder) == contents(data)
             done += ("new" in names) if verb in ("create", "import") else ("old" not in names)
             if verb in ("create", "import"):
                 assert names.keys() - {"new"} == {"old"}
@@ -296,4 +296,3 @@ node.close()
 """
     assert finish(engine_process(code, tmp_root, data)) == "in use\n"
     check_store(tmp_root)
-    assert sys.platform == "linux"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import os
 import shutil
@@ -160,9 +161,10 @@ def console(backend: Backend, ref: str) -> Iterator[Console]:
 
 @functools.cache
 def simulated_vmm(hypervisor: str) -> Vmm:
-    """In a folder of this run, for all tests of this process."""
-    folder = Path(tempfile.mkdtemp(dir=os.environ["COCOON_TEST_RUN_DIR"]))
-    vmms = SimulatedVmms(folder)
+    """For all tests of this process, in a folder that goes with it."""
+    folder = tempfile.TemporaryDirectory(prefix="cp-vmms-")
+    atexit.register(folder.cleanup)
+    vmms = SimulatedVmms(Path(folder.name))
     return Vmm(hypervisor, vmms.binaries[hypervisor], vmms.kernel)
 
 

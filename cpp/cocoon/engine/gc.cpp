@@ -271,8 +271,11 @@ class Collector {
     }
   }
 
+  // Of snapshots.
   [[nodiscard]] bool reported(const std::string& id) const {
-    const auto is_it = [&](const GcItem& item) { return item.id == id; };
+    const auto is_it = [&](const GcItem& item) {
+      return item.id == id && (item.module == "snapshots" || item.module == "staging");
+    };
     return std::any_of(report_.removed.begin(), report_.removed.end(), is_it) ||
            std::any_of(report_.failed.begin(), report_.failed.end(), is_it);
   }

@@ -113,14 +113,16 @@ std::int64_t export_file(const LocalFile& store, std::string_view ref, const sys
   system::FdSink sink(file.fd(), path, cancel);
   const auto bytes = export_to(store, ref, sink, options, cancel);
   sink.flush();
-  file.publish();
+  file.publish(cancel);
   return bytes;
 }
 
 void export_dir(const LocalFile& store, std::string_view ref, const system::Path& folder, system::Cancel& cancel) {
   const auto use = store.use(ref, cancel);
   ExportFolder target(folder);
-  for (const auto& name : system::list_dir(use.dir())) system::copy_file(use.dir() / name, folder / name, cancel);
+  const auto names = system::list_dir(use.dir());
+  for (const auto& name : names) system::copy_file(use.dir() / name, folder / name, cancel, system::Sync::kLater);
+  for (const auto& name : names) system::sync_file(folder / name, cancel);
   // Die before this: a folder without snapshot.json, which nobody takes for an export.
   system::write_text_atomic(folder / kEnvelopeFile, to_json(envelope_of(use.record())));
   target.keep();

@@ -131,7 +131,7 @@ void copy_folder(const system::Path& from, const system::Path& to, const ImportO
     if (name == kEnvelopeFile)
       take_envelope(from / name);
     else
-      system::copy_file(from / name, to / name, cancel);
+      system::copy_file(from / name, to / name, cancel, system::Sync::kLater);
     done += size;
     if (options.progress) options.progress(done, total);
   }

@@ -82,7 +82,9 @@ class Tap {
 class Output {
  public:
   Output(const Path& path, std::int64_t size)
-      : path_(path), fd_(::open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600)) {
+      : path_(path),
+        fd_(::open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600)),
+        writeback_(fd_.get()) {
     if (!fd_) throw_store_error("create", path_);
     if (::ftruncate(fd_.get(), size) != 0) throw_store_error(fmt::format("set the size ({} bytes) of", size), path_);
   }
@@ -92,6 +94,7 @@ class Output {
       const ssize_t n = ::pwrite(fd_.get(), bytes.data(), bytes.size(), offset);
       if (n < 0 && errno == EINTR) continue;
       if (n < 0) throw_store_error("write", path_);
+      writeback_.wrote(offset, n);
       bytes.remove_prefix(static_cast<std::size_t>(n));
       offset += n;
     }
@@ -120,6 +123,7 @@ class Output {
  private:
   const Path& path_;
   Fd fd_;
+  Writeback writeback_;
 };
 
 }  // namespace

@@ -41,9 +41,9 @@ AtomicFile::~AtomicFile() {
   if (fd_ && !temp_.empty()) ::unlink(temp_.c_str());
 }
 
-void AtomicFile::publish() {
+void AtomicFile::publish(Cancel& cancel) {
   // 1. The bytes are on the disk before any name leads to them. Die here: nothing (or a hidden file) is left.
-  if (::fdatasync(fd_.get()) != 0) throw_store_error("sync", path_);
+  sync_file(fd_.get(), path_, cancel);
   // 2. link() does not replace, so it gets another name first. Die here: that hidden name is left.
   while (temp_.empty()) {
     const auto name = temp_name(path_);

@@ -1,6 +1,7 @@
 #pragma once
 // A file that appears under its name whole, or not at all.
 
+#include "cocoon/system/cancel.h"
 #include "cocoon/system/fd.h"
 #include "cocoon/system/file.h"
 
@@ -18,7 +19,8 @@ class AtomicFile {
 
   [[nodiscard]] int fd() const { return fd_.get(); }
   // Replaces what has the name. Durable on return: the bytes and the name.
-  void publish();
+  // In pieces; asks `cancel` between them.
+  void publish(Cancel& cancel);
 
  private:
   Path path_;

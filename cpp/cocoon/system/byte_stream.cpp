@@ -53,7 +53,7 @@ std::string_view FdSource::read() {
 }
 
 FdSink::FdSink(int fd, Path shown, Cancel& cancel)
-    : fd_(fd), shown_(std::move(shown)), cancel_(cancel), may_block_(!is_regular(fd)) {
+    : fd_(fd), shown_(std::move(shown)), cancel_(cancel), may_block_(!is_regular(fd)), writeback_(fd) {
   gathered_.reserve(kBlock);
 }
 
@@ -79,10 +79,11 @@ void FdSink::write_out(std::string_view bytes) {
     // More than this could block even in a pipe that is ready.
     const auto most = may_block_ ? std::size_t{PIPE_BUF} : kBlock;
     const ssize_t n = ::write(fd_, bytes.data(), std::min(most, bytes.size()));
-    if (n >= 0)
-      bytes.remove_prefix(static_cast<std::size_t>(n));
-    else if (errno != EINTR && errno != EAGAIN)
-      throw_store_error("write", shown_);
+    if (n < 0 && errno != EINTR && errno != EAGAIN) throw_store_error("write", shown_);
+    if (n <= 0) continue;
+    bytes.remove_prefix(static_cast<std::size_t>(n));
+    if (!may_block_) writeback_.wrote(written_, n);
+    written_ += n;
   }
 }
 

@@ -45,7 +45,7 @@ class FdSource final : public ByteSource {
   std::unique_ptr<char[]> buffer_;
 };
 
-// Gathers small writes; flush() hands on what is left.
+// Gathers small writes; flush() hands on what is left. A file is written from its beginning.
 class FdSink final : public ByteSink {
  public:
   FdSink(int fd, Path shown, Cancel& cancel);
@@ -58,6 +58,8 @@ class FdSink final : public ByteSink {
   Path shown_;
   Cancel& cancel_;
   bool may_block_;
+  Writeback writeback_;
+  std::int64_t written_ = 0;
   std::string gathered_;
 };
 

@@ -137,23 +137,39 @@ void write_text_atomic(const Path& path, std::string_view text, unsigned mode) {
 }
 
 void sync_file(const Path& path, Cancel& cancel) {
-  constexpr off_t kPiece = 8 << 20;  // a slow disk writes it within a slice of Cancel
   const Fd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NOCTTY | O_NONBLOCK));
   if (!fd) throw_store_error("open", path);
+  sync_file(fd.get(), path, cancel);
+}
+
+void sync_file(int fd, const Path& shown, Cancel& cancel) {
+  constexpr off_t kPiece = 8 << 20;  // a slow disk writes it within a slice of Cancel
   struct stat status{};
-  if (::fstat(fd.get(), &status) != 0) throw_store_error("stat", path);
+  if (::fstat(fd, &status) != 0) throw_store_error("stat", shown);
   for (off_t at = 0; at < status.st_size;) {
     cancel.check();
     // Holes have nothing to be written.
-    const off_t data = ::lseek(fd.get(), at, SEEK_DATA);
+    const off_t data = ::lseek(fd, at, SEEK_DATA);
     if (data < 0 && errno == ENXIO) break;
     if (data > at) at = data;
     // Failing is no error here: fsync reports what could not be written, and some file systems have only that.
-    ::sync_file_range(fd.get(), at, kPiece,
+    ::sync_file_range(fd, at, kPiece,
                       SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER);
     at += kPiece;
   }
-  if (::fsync(fd.get()) != 0) throw_store_error("sync", path);
+  if (::fsync(fd) != 0) throw_store_error("sync", shown);
+}
+
+void Writeback::wrote(std::int64_t offset, std::int64_t length) {
+  constexpr std::int64_t kPiece = 8 << 20;
+  if (offset != end_) {
+    if (end_ > begin_) ::sync_file_range(fd_, begin_, end_ - begin_, SYNC_FILE_RANGE_WRITE);
+    begin_ = offset;
+  }
+  end_ = offset + length;
+  if (end_ - begin_ < kPiece) return;
+  ::sync_file_range(fd_, begin_, end_ - begin_, SYNC_FILE_RANGE_WRITE);
+  begin_ = end_;
 }
 
 void sync_dir(const Path& path) {

@@ -33,6 +33,20 @@ void sync_dir(const Path& path);
 
 // fsync of a file, in pieces of what is not on the disk yet. Blocks; asks `cancel` between pieces.
 void sync_file(const Path& path, Cancel& cancel);
+void sync_file(int fd, const Path& shown, Cancel& cancel);
+
+// Has the kernel begin to write a file to the disk while more of it is made: whoever syncs it later waits less.
+class Writeback {
+ public:
+  explicit Writeback(int fd) : fd_(fd) {}
+  // These were written just now.
+  void wrote(std::int64_t offset, std::int64_t length);
+
+ private:
+  int fd_;
+  std::int64_t begin_ = 0;  // what the kernel was not told of yet
+  std::int64_t end_ = 0;
+};
 
 // mkdir -p; folders it makes are 0700. An existing last component must be a folder.
 void make_private_dirs(const Path& path);

@@ -75,7 +75,7 @@ off_t copy_through_memory(const Ends& ends, off_t offset, off_t length) {
 
 class Copier {
  public:
-  explicit Copier(const Ends& ends) : ends_(ends) {}
+  explicit Copier(const Ends& ends) : ends_(ends), writeback_(ends.out) {}
 
   void copy_data(off_t begin, off_t end, Cancel& cancel) {
     while (begin < end) {
@@ -84,6 +84,7 @@ class Copier {
       if (done == 0) {
         throw StoreError("copy " + ends_.from.string() + ": it became shorter meanwhile", ends_.from.string());
       }
+      writeback_.wrote(begin, done);
       begin += done;
     }
   }
@@ -105,6 +106,7 @@ class Copier {
   }
 
   Ends ends_;
+  Writeback writeback_;
   bool in_kernel_ = true;
 };
 

@@ -63,5 +63,7 @@ def _print(removed: list[dict[str, Any]], failed: list[dict[str, Any]], done: st
         )
         for row in removed
     ]
-    rows += [(row["module"], row["what"], short_id(row["id"]), "-", Cell("failed", "red"), row["error"]) for row in failed]
+    rows += [
+        (row["module"], row["what"], short_id(row["id"]), "-", Cell("failed", "red"), row["error"]) for row in failed
+    ]
     output.print_table(("MODULE", "WHAT", "ID", "SIZE", "", "WHY"), rows, right=("SIZE",))

@@ -21,9 +21,7 @@ def complete_snapshot(ctx: typer.Context, _args: list[str], incomplete: str) -> 
     yield from (found for found in names if found[0].startswith(incomplete))
 
 
-def _from_node(
-    ctx: typer.Context, look: "Callable[[Node], list[tuple[str, str]]]"
-) -> list[tuple[str, str]]:
+def _from_node(ctx: typer.Context, look: "Callable[[Node], list[tuple[str, str]]]") -> list[tuple[str, str]]:
     """Completion never complains: nothing when the node cannot be read."""
     from cocoon import CocoonError
     from cocoon.cli.errors import UsageError

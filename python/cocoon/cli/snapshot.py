@@ -152,7 +152,8 @@ def export(
         typer.Option("--compress", metavar="HOW", help="none, gzip or zstd; default: as the file's name ends."),
     ] = None,
     sparse_records: Annotated[
-        str, typer.Option("--sparse-records", metavar="KIND", help="How holes are noted: gnu, or the Go engine's cocoon.")
+        str,
+        typer.Option("--sparse-records", metavar="KIND", help="How holes are noted: gnu, or the Go engine's cocoon."),
     ] = "gnu",
     as_json: JsonOption = False,
 ) -> None:
