@@ -6,6 +6,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,7 +24,7 @@ def transitions(node: Node, count: int) -> None:
         backend.mark_stopped("web")
 
 
-def make(root: Path, **options: int) -> Node:
+def make(root: Path, **options: Any) -> Node:
     node = Node(root, **options)
     node.backend("qemu").create(VMConfig("web", storage="1M"))
     return node

@@ -61,8 +61,15 @@ def clone(
 
     backend = session.backend(session.node.snapshots.inspect(source).hypervisor)
     labels = parse_labels(label or [])
-    files = {"kernel": kernel and absolute(kernel), "initrd": initrd and absolute(initrd)}
-    configs = [VMConfig(name, labels=labels, **files) for name in dict.fromkeys(names)]
+    configs = [
+        VMConfig(
+            name,
+            labels=labels,
+            kernel=absolute(kernel) if kernel else None,
+            initrd=absolute(initrd) if initrd else None,
+        )
+        for name in dict.fromkeys(names)
+    ]
 
     def make(config: VMConfig) -> "VM | CocoonError":
         try:
