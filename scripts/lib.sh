@@ -17,8 +17,8 @@ libspdlog-dev  logs
 nlohmann-json3-dev  reads and writes JSON
 libsqlitecpp-dev  the store, on SQLite
 libarchive-dev  reads and writes archives of snapshots
-zlib1g-dev  gzip
-libzstd-dev  zstd'
+zlib1g-dev  gzip, of ledgers and snapshots
+libzstd-dev  zstd, of ledgers and snapshots'
 packages_python='python3  runs the package
 python3-dev  headers of Python, for the extension module
 python3-venv  makes .venv, so that nothing is installed outside this folder'

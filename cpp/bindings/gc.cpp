@@ -2,9 +2,7 @@
 
 #include "cocoon/engine/gc.h"
 
-#include <string>
 
-#include <fmt/format.h>
 #include <pybind11/stl.h>
 
 #include "bindings/bind.h"
@@ -32,22 +30,6 @@ py::list to_rows(const std::vector<GcItem>& items) {
   return rows;
 }
 
-std::string report_html(const GcReport& report) {
-  std::string html = fmt::format("<p>gc: {} {}, {} kept, {} failed</p><table><thead><tr>", report.removed.size(),
-                                 report.dry_run ? "to be removed" : "removed", report.kept, report.failed.size());
-  for (const char* title : {"module", "what", "id", "reason", "bytes", "error"})
-    html += fmt::format("<th>{}</th>", title);
-  html += "</tr></thead><tbody>";
-  for (const auto* items : {&report.removed, &report.failed})
-    for (const auto& item : *items) {
-      html += "<tr>";
-      for (const auto& text : {item.module, item.what, item.id, item.reason, std::to_string(item.bytes), item.error})
-        html += fmt::format("<td>{}</td>", escape_html(text));
-      html += "</tr>";
-    }
-  return html + "</tbody></table>";
-}
-
 }  // namespace
 
 void bind_gc(py::module_& m) {
@@ -60,7 +42,9 @@ void bind_gc(py::module_& m) {
           "What could not be removed: the same rows with an error.")
       .def_readonly("kept", &GcReport::kept, "VMs and snapshots that stay.")
       .def_readonly("dry_run", &GcReport::dry_run)
-      .def("_repr_html_", &report_html);
+      .def("_repr_html_", [](const py::object& self) -> py::str {
+        return py::module_::import("cocoon._reports").attr("gc_html")(self);
+      });
 }
 
 }  // namespace cocoon::bindings

@@ -36,7 +36,8 @@ using Refs = py::Args<Text>;
 
 std::shared_ptr<Node> make_node(const AnyPath& root, const MaybeAnyPath& run_dir, const MaybeAnyPath& log_dir,
                                 const RecorderOrNone& recorder, const PathsByName& binaries,
-                                const Typed<"collections.abc.Iterable[str]">& ledger_labels) {
+                                const Typed<"collections.abc.Iterable[str]">& ledger_labels,
+                                const Typed<"int | str">& rotate_bytes) {
   engine::NodeOptions options;
   options.root = from_path("root", root);
   if (!run_dir.is_none()) options.run_dir = from_path("run_dir", run_dir);
@@ -50,6 +51,7 @@ std::shared_ptr<Node> make_node(const AnyPath& root, const MaybeAnyPath& run_dir
   for (const auto& [hypervisor, binary] : to_items("binaries", binaries, "a mapping of hypervisors to paths"))
     options.binaries.emplace(hypervisor, from_path(fmt::format("binaries[{}]", shown(py::str(hypervisor))), binary));
   options.ledger_labels = to_texts("ledger_labels", ledger_labels);
+  options.rotate_bytes = static_cast<std::uint64_t>(to_bytes("rotate_bytes", rotate_bytes));
   options.shim = from_path("shim", py::module_::import("cocoon._paths").attr("SHIM"));
   return blocking([&](system::Cancel&) { return std::make_shared<Node>(std::move(options)); });
 }
@@ -91,23 +93,6 @@ py::dict to_dict(const ReconcileRow& row) {
   return py::dict("id"_a = to_str(row.id), "name"_a = to_str(row.name), "hypervisor"_a = row.hypervisor,
                   "status"_a = row.status, "record_state"_a = row.record_state, "ledger_state"_a = row.ledger_state,
                   "pid"_a = row.pid != 0 ? py::object(py::int_(row.pid)) : py::none(), "action"_a = to_str(row.action));
-}
-
-std::string report_html(const ReconcileReport& report) {
-  std::string html = fmt::format("<p>reconcile: {}</p><table><thead><tr>", report.ok ? "ok" : "not ok");
-  bool has_head = false;
-  std::string body;
-  for (const auto& row : report.rows) {
-    body += "<tr>";
-    for (const auto& [key, value] : to_dict(row)) {
-      if (!has_head) html += fmt::format("<th>{}</th>", key.cast<std::string>());
-      const auto text = value.is_none() ? std::string() : std::string(py::str(value));
-      body += fmt::format("<td>{}</td>", escape_html(text));
-    }
-    has_head = true;
-    body += "</tr>";
-  }
-  return html + "</tr></thead><tbody>" + body + "</tbody></table>";
 }
 
 using NodeClass = py::class_<Node, std::shared_ptr<Node>>;
@@ -214,13 +199,64 @@ void bind_backend(BackendClass& backend) {
           },
           "ref"_a)
       .def(
+          "snapshot",
+          [](const PyBackend& b, const Text& ref, const Text& name, const Text& description) {
+            const engine::SnapshotOptions options{.name = to_text("name", name),
+                                                  .description = to_text("description", description)};
+            return blocking(
+                [&, id = to_text("ref", ref)](system::Cancel& c) { return b.backend->snapshot(id, options, c); });
+          },
+          "ref"_a, py::kw_only(), "name"_a = "", "description"_a = "",
+          "Memory, devices and disks of a running VM at one moment; the guest goes on at once.\n\n"
+          "Raises AlreadyExists for the name, InvalidState if no guest runs.")
+      .def(
+          "clone",
+          [](const PyBackend& b, const Text& snapshot, const engine::VmSpec& config) {
+            return blocking([&, id = to_text("snapshot", snapshot)](system::Cancel& c) {
+              return b.backend->clone(id, config, c);
+            });
+          },
+          "snapshot"_a, "config"_a,
+          "A new VM that goes on where the snapshot's stopped; any number at once. What ``config`` leaves out is the\n"
+          "snapshot's, but for labels; cpu, memory and storage cannot differ. Kernel, initrd and command line count\n"
+          "from its next start.\n\n"
+          "Raises InvalidArgument, AlreadyExists, CorruptSnapshot; then nothing is left of it.")
+      .def(
+          "restore",
+          [](const PyBackend& b, const Text& ref, const Text& snapshot) {
+            return blocking([&, id = to_text("ref", ref), from = to_text("snapshot", snapshot)](system::Cancel& c) {
+              return b.backend->restore(id, from, c);
+            });
+          },
+          "ref"_a, "snapshot"_a,
+          "The VM goes back to a snapshot, whatever it does now, and takes its cpu, memory and storage.\n\n"
+          "What can be refused is refused before anything is touched. After a later failure it has its old disks and\n"
+          "is in error.")
+      .def(
+          "hibernate",
+          [](const PyBackend& b, const Text& ref) {
+            return blocking([&, id = to_text("ref", ref)](system::Cancel& c) { return b.backend->hibernate(id, c); });
+          },
+          "ref"_a,
+          "Keeps a running VM's memory in a snapshot of its own and ends its VMM. A failure leaves it running.")
+      .def(
+          "wake",
+          [](const PyBackend& b, const Text& ref) {
+            return blocking([&, id = to_text("ref", ref)](system::Cancel& c) { return b.backend->wake(id, c); });
+          },
+          "ref"_a,
+          "A hibernated VM goes on, and the snapshot that kept its memory goes. A failure leaves it hibernated.")
+      .def(
           "console_path",
           [](const PyBackend& b, const Text& ref) -> FilePath {
             return to_path(blocking([&, id = to_text("ref", ref)](system::Cancel&) {
                              return b.backend->console_path(id);
                            }).string());
           },
-          "ref"_a, "A UNIX socket: the guest's serial console while it runs.")
+          "ref"_a,
+          "The guest's serial console while it runs: a UNIX socket, or (firecracker) a fifo that takes the input "
+          "while\n"
+          "console_log_path has the output.")
       .def(
           "console_log_path",
           [](const PyBackend& b, const Text& ref) -> FilePath {
@@ -228,7 +264,9 @@ void bind_backend(BackendClass& backend) {
                              return b.backend->console_log_path(id);
                            }).string());
           },
-          "ref"_a, "What the guest printed since it was started; the run before is beside it, with '.1'.")
+          "ref"_a,
+          "What the guest printed since it was started; the run before is beside it, with '.1'.\n\n"
+          "Raises InvalidArgument for cloud-hypervisor, which writes none.")
       .def(
           "log_path",
           [](const PyBackend& b, const Text& ref) -> FilePath {
@@ -265,7 +303,9 @@ void bind_report(py::module_& m) {
                                return rows;
                              })
       .def_readonly("ok", &ReconcileReport::ok)
-      .def("_repr_html_", &report_html);
+      .def("_repr_html_", [](const py::object& self) -> py::str {
+        return py::module_::import("cocoon._reports").attr("reconcile_html")(self);
+      });
 }
 
 NodeClass declare_node(py::module_& m) {
@@ -274,14 +314,25 @@ NodeClass declare_node(py::module_& m) {
 
 Cheap to open; many processes may open the same root. ``recorder`` left out means a FileRecorder at
 ``root/metering/ledger.jsonl``; None means no metering. ``ledger_labels`` names the labels that go into the ledger
-(kept by the node; left out: as they were).
+(kept by the node; left out: as they were). A ledger of ``rotate_bytes`` is rotated after the entry that made it so
+long; 0: never.
 Raises StoreError: the root cannot be used, or its database is foreign, damaged or newer; InvalidArgument.)",
                    py::release_gil_before_calling_cpp_dtor());
 }
 
+// What is known of a node that is closed already: nothing.
+std::uint64_t settled_of(const Node& node) {
+  try {
+    return node.settled();
+  } catch (const StoreError&) {
+    return 0;
+  }
+}
+
 void bind_methods(NodeClass& node) {
   node.def(py::init(&make_node), "root"_a, py::kw_only(), "run_dir"_a = py::none(), "log_dir"_a = py::none(),
-           "recorder"_a = py::ellipsis(), "binaries"_a = py::dict(), "ledger_labels"_a = py::tuple())
+           "recorder"_a = py::ellipsis(), "binaries"_a = py::dict(), "ledger_labels"_a = py::tuple(),
+           "rotate_bytes"_a = 0)
       .def_property_readonly("id", &Node::id)
       .def_property_readonly("root", [](const Node& n) -> FilePath { return to_path(n.root().string()); })
       .def_property_readonly("recorder", &Node::recorder)
@@ -293,9 +344,12 @@ void bind_methods(NodeClass& node) {
             if (file == nullptr)
               throw LedgerError("ledger: this node's recorder is not a file, so there is none to read",
                                 n.root().string());
-            return py::module_::import("cocoon._core").attr("Ledger")(to_path(file->path().string()));
+            const std::uint64_t expected = blocking([&](system::Cancel&) { return settled_of(n); });
+            return py::module_::import("cocoon._core")
+                .attr("Ledger")
+                .attr("_of_node")(to_path(file->path().string()), expected, n.id());
           },
-          "The ledger to read. Raises LedgerError if the recorder is not a file.")
+          "The ledger to read, rotated parts included. Raises LedgerError if the recorder is not a file.")
       .def(
           "backend",
           [](const std::shared_ptr<Node>& n, const Text& hypervisor) {
@@ -340,6 +394,15 @@ time, in many processes at once. ``dry_run`` only says what would go.)")
       .def(
           "flush", [](Node& n) { blocking([&](system::Cancel&) { n.flush(); }); },
           "What was committed is in the ledger and on the disk. Raises LedgerError if it cannot be.")
+      .def(
+          "rotate_ledger",
+          [](Node& n) -> MaybeFilePath {
+            const auto part = blocking([&](system::Cancel&) { return n.rotate_ledger().string(); });
+            return part.empty() ? py::object(py::none()) : py::object(to_path(part));
+          },
+          R"(The ledger becomes a packed part, ``ledger.<first>-<last>.jsonl.zst``, and the next entry begins a new file.
+
+Returns the part, or None if there was nothing in the ledger. Raises LedgerError.)")
       .def("close", [](Node& n) { blocking([&](system::Cancel&) { n.close(); }); })
       .def("__enter__", [](std::shared_ptr<Node> n) { return n; })
       .def("__exit__", [](Node& n, const py::Args<Anything>&) { blocking([&](system::Cancel&) { n.close(); }); });

@@ -2,11 +2,13 @@
 
 #include <algorithm>
 #include <limits>
+#include <memory>
 #include <string>
 #include <vector>
 
 #include <fmt/format.h>
 
+#include "cocoon/ledger/arrow.h"
 #include "cocoon/metering/entry.h"
 
 #include "bindings/support.h"
@@ -20,7 +22,7 @@ using ledger::Column;
 using ledger::ColumnType;
 using ledger::Table;
 
-constexpr std::size_t kShownRows = 50;
+constexpr const char* kStreamCapsule = "arrow_array_stream";  // as the PyCapsule interface names it
 
 py::object labels_of(std::string_view json) { return py::module_::import("json").attr("loads")(to_str(json)); }
 
@@ -30,6 +32,7 @@ py::object value_at(const Column& column, std::size_t row) {
   }
   switch (column.type()) {
     case ColumnType::kText:
+    case ColumnType::kSymbol:
       return to_str(column.text(row));
     case ColumnType::kInteger:
       return py::int_(column.integer(row));
@@ -81,6 +84,7 @@ Typed<"list[dict[str, typing.Any]]"> to_pylist(const Table& table) {
 py::object pandas_column(const py::module_& pandas, const py::module_& numpy, const Column& column) {
   switch (column.type()) {
     case ColumnType::kText:
+    case ColumnType::kSymbol:
     case ColumnType::kLabels:
       return pandas.attr("Series")(values_of(column), "dtype"_a = "object");
     case ColumnType::kReal:
@@ -118,6 +122,7 @@ py::object polars_column(const py::module_& polars, const Column& column) {
   };
   switch (column.type()) {
     case ColumnType::kText:
+    case ColumnType::kSymbol:
       return series(values_of(column), polars.attr("String"));
     case ColumnType::kInteger:
       return series(values_of(column), polars.attr("Int64"));
@@ -156,50 +161,52 @@ Typed<"typing.Any"> to_polars(const Table& table) {
   return polars.attr("DataFrame")(columns);
 }
 
-std::string text_at(const Column& column, std::size_t row) {
-  if (column.is_null(row)) {
-    return {};
+void release_capsule(PyObject* capsule) {
+  auto* const stream = static_cast<ArrowArrayStream*>(PyCapsule_GetPointer(capsule, kStreamCapsule));
+  if (stream->release != nullptr) stream->release(stream);  // nobody took it
+  delete stream;
+}
+
+Typed<"typing.Any"> to_arrow(const std::shared_ptr<Table>& table, const Typed<"typing.Any">& /*requested_schema*/) {
+  auto stream = std::make_unique<ArrowArrayStream>();
+  ledger::export_stream(table, *stream);
+  PyObject* const capsule = PyCapsule_New(stream.get(), kStreamCapsule, &release_capsule);
+  if (capsule == nullptr) {
+    stream->release(stream.get());
+    throw py::error_already_set();
   }
-  switch (column.type()) {
-    case ColumnType::kText:
-    case ColumnType::kLabels:
-      return std::string(column.text(row));
-    case ColumnType::kInteger:
-      return std::to_string(column.integer(row));
-    case ColumnType::kReal:
-      return fmt::format("{}", column.real(row));
-    case ColumnType::kBoolean:
-      return column.integer(row) != 0 ? "True" : "False";
-    case ColumnType::kTime:
-      return metering::format_time(column.integer(row));
+  static_cast<void>(stream.release());
+  return py::reinterpret_steal<py::object>(capsule);
+}
+
+py::object text_at(const Column& column, std::size_t row) {
+  if (!column.is_null(row)) {
+    if (column.type() == ColumnType::kTime) return py::str(metering::format_time(column.integer(row)));
+    if (column.type() == ColumnType::kLabels) return to_str(column.text(row));
   }
-  return {};
+  return value_at(column, row);
+}
+
+Typed<"list[list[typing.Any]]"> head(const Table& table, std::size_t rows) {
+  py::list shown;
+  for (std::size_t row = 0; row < std::min(table.rows(), rows); ++row) {
+    py::list cells;
+    for (const Column& column : table.columns()) {
+      cells.append(text_at(column, row));
+    }
+    shown.append(cells);
+  }
+  return shown;
 }
 
 }  // namespace
 
-std::string to_html(const Table& table) {
-  std::string html = "<table><thead><tr>";
-  for (const Column& column : table.columns()) {
-    html += fmt::format("<th>{}</th>", escape_html(column.name()));
-  }
-  html += "</tr></thead><tbody>";
-  for (std::size_t row = 0; row < std::min(table.rows(), kShownRows); ++row) {
-    html += "<tr>";
-    for (const Column& column : table.columns()) {
-      html += fmt::format("<td>{}</td>", escape_html(text_at(column, row)));
-    }
-    html += "</tr>";
-  }
-  html += "</tbody></table>";
-  if (table.rows() > kShownRows) {
-    html += fmt::format("<p>{} of {} rows</p>", kShownRows, table.rows());
-  }
-  return html;
-}
-
 void bind_table(py::module_& m) {
-  py::class_<Table>(m, "Table", "Columns. An immutable value; null is None. Times in data frames have nanoseconds.")
+  m.def("_arrow_exports", [] { return ledger::arrow_exports(); }, "What was handed out as Arrow and not released yet.");
+  py::class_<Table, std::shared_ptr<Table>>(
+      m, "Table", R"(Columns. An immutable value; null is None. Times in data frames have nanoseconds.
+
+Whatever reads Arrow takes it without a copy: pyarrow.table(t), polars.DataFrame(t), duckdb over either.)")
       .def_property_readonly(
           "column_names", [](const Table& t)->Typed<"list[str]"> {
             py::list names;
@@ -210,9 +217,15 @@ void bind_table(py::module_& m) {
           })
       .def("__len__", &Table::rows)
       .def("to_pylist", &to_pylist, "One dict per row.")
+      .def("__arrow_c_stream__", &to_arrow, "requested_schema"_a = py::none(),
+           "The Arrow PyCapsule interface: one batch, in the table's own buffers.")
       .def("to_pandas", &to_pandas, "A pandas.DataFrame. Raises ImportError where pandas is not installed.")
       .def("to_polars", &to_polars, "A polars.DataFrame. Raises ImportError where polars is not installed.")
-      .def("_repr_html_", [](const Table& t) { return to_str(to_html(t)); })
+      .def("_head", &head, "rows"_a, "The first rows as text, for people; times with all their digits.")
+      .def("_repr_html_",
+           [](const py::object& self) -> py::str {
+             return py::module_::import("cocoon._reports").attr("table_html")(self);
+           })
       .def("__repr__", [](const Table& t) {
         std::string names;
         for (const Column& column : t.columns()) {

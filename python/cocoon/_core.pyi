@@ -186,11 +186,21 @@ class NopRecorder(Recorder):
 class Table:
     """
     Columns. An immutable value; null is None. Times in data frames have nanoseconds.
+    
+    Whatever reads Arrow takes it without a copy: pyarrow.table(t), polars.DataFrame(t), duckdb over either.
     """
+    def __arrow_c_stream__(self, requested_schema: typing.Any = None) -> typing.Any:
+        """
+        The Arrow PyCapsule interface: one batch, in the table's own buffers.
+        """
     def __len__(self) -> int:
         ...
     def __repr__(self) -> str:
         ...
+    def _head(self, rows: typing.SupportsInt | typing.SupportsIndex) -> list[list[typing.Any]]:
+        """
+        The first rows as text, for people; times with all their digits.
+        """
     def _repr_html_(self) -> str:
         ...
     def to_pandas(self) -> typing.Any:
@@ -277,17 +287,26 @@ class _FollowIterator:
         ...
 class Ledger:
     """
-    The usage ledger in these files, folders or globs. Nothing is read yet.
+    The usage ledger in these files, folders or globs, packed (zstd, gzip) or not. Nothing is read yet.
     
     Tables pass over lines that are no entries, with one warning; iterating raises LedgerError at each, naming file, line
     and offset, and may go on; ``audit`` reports them.
     Raises LedgerError from each reading: nothing is there, or it cannot be read.
     """
+    @staticmethod
+    def _of_node(path: str | os.PathLike[str], expected: typing.SupportsInt | typing.SupportsIndex, node_id: str) -> Ledger:
+        """
+        The ledger ``path`` with its rotated parts, which holds all up to ``expected``.
+        """
     def __init__(self, *paths: str | os.PathLike[str]) -> None:
         ...
     def __iter__(self) -> collections.abc.Iterator[Entry]:
         ...
     def __repr__(self) -> str:
+        ...
+    def _export(self, write: collections.abc.Callable[[bytes], typing.Any], format: str, since_seq: typing.SupportsInt | typing.SupportsIndex, until_seq: typing.SupportsInt | typing.SupportsIndex | None, node_id: str, every_ns: typing.SupportsInt | typing.SupportsIndex, progress: collections.abc.Callable[[int, int | None], typing.Any] | None) -> int | None:
+        ...
+    def _intervals_of(self, ids: collections.abc.Iterable[str], until: datetime.datetime | None = None) -> list[dict[str, typing.Any]]:
         ...
     def _repr_html_(self) -> str:
         ...
@@ -297,6 +316,15 @@ class Ledger:
         """
     def entries(self) -> Table:
         ...
+    def export(self, dest: str | os.PathLike[str] | typing.BinaryIO, *, format: typing.Literal['csv', 'parquet', 'jsonl', 'focus', 'cloudevents'], since_seq: int = 1, until_seq: int | None = None, progress: collections.abc.Callable[[int, int | None], typing.Any] | None = None, every: float | datetime.timedelta = 86400, node_id: str | None = None) -> int:
+        """
+        Writes the entries with these numbers to a path (whole or not at all) or a binary file; returns the rows.
+        
+        The same range gives the same bytes. ``csv``, ``parquet`` (needs the extra ``parquet``), ``jsonl``, ``cloudevents``: a row
+        per entry. ``focus``: a row per interval and bucket of ``every``, for those who replace rows by x_RowId. ``node_id`` is part
+        of ids; left out: the node's, else one made from the first entry.
+        Raises InvalidArgument; LedgerError; OSError from writing.
+        """
     def follow(self, *, poll: float | datetime.timedelta = 0.5, from_start: bool = False) -> collections.abc.Iterator[Entry]:
         """
         New entries as they are appended, for ever; ``from_start``: after all that are there.
@@ -305,13 +333,24 @@ class Ledger:
         """
         Starts and stops paired, in the order of the starts. Open ones count up to ``until``, or to now.
         """
-    def usage(self, *, by: collections.abc.Iterable[str] = ('vm_id',), since: datetime.datetime | None = None, until: datetime.datetime | None = None, every: float | datetime.timedelta | None = None, crash: str = 'ended') -> Table:
+    def timeline(self, *, ids: collections.abc.Iterable[str] | None = None, since: datetime.datetime | None = None, until: datetime.datetime | None = None, most: int = 40) -> typing.Any:
+        """
+        A picture of what ran when, interactive in a notebook; ``save("x.svg")`` or ``save("x.png")`` of it is a file.
+        
+        At most ``most`` VMs and snapshots, those that have used most first. Needs the extra ``notebook``.
+        """
+    def usage(self, *, by: collections.abc.Iterable[str] = ('vm_id',), since: datetime.datetime | None = None, until: datetime.datetime | None = None, every: float | datetime.timedelta | None = None, crash: str = 'ended', checkpoint: str | os.PathLike[str] | None = None) -> Table:
         """
         Sums over [since, until), by any of vm_id, snapshot_id, hypervisor, kind, reason (of the start), label:KEY.
         
         ``every``: in buckets that begin at its multiples since the epoch. ``crash``: up to when a crashed VM counts.
+        ``checkpoint``: a file that saves reading again what was read; the answer is the same, and where it does not fit the
+        ledger or the question, all is read.
         Raises InvalidArgument.
         """
+    @property
+    def _node_id(self) -> str:
+        ...
 class Disk:
     """
     One disk of a VM.
@@ -350,7 +389,7 @@ class VMConfig:
     ``memory`` and ``storage`` are bytes, or strings with a binary unit ("512M", "1G"). ``storage`` is the size of the VM's
     own disk, 0 for none. Left out: 1 vCPU, 512M, 10G for a new VM; the snapshot's for a clone.
     ``machine`` and ``accelerator`` are the hypervisor's: for qemu "microvm" (the default) or "q35", and "kvm" or "tcg"
-    (the default is whatever runs guests here). ``network_namespace`` is the path of one that the VMM is started in.
+    (the default is whatever runs guests here); for cloud-hypervisor "firmware" if ``kernel`` names one. ``network_namespace`` is the path of one that the VMM is started in.
     Raises InvalidArgument, naming the argument, its value and what is allowed.
     """
     def __init__(self, name: str, *, cpu: int | None = None, memory: int | str | None = None, storage: int | str | None = None, kernel: str | os.PathLike[str] | None = None, initrd: str | os.PathLike[str] | None = None, cmdline: str = '', disks: collections.abc.Iterable[Disk] = (), labels: collections.abc.Mapping[str, str] = {}, machine: str = '', accelerator: str = '', network_namespace: str | os.PathLike[str] | None = None) -> None:
@@ -473,6 +512,11 @@ class VM:
     @property
     def updated_at_ns(self) -> int:
         ...
+    @property
+    def vsock_path(self) -> pathlib.Path | None:
+        """
+        Of a live VM whose guest has a vsock: the UNIX socket that reaches its port P after a line "CONNECT P".
+        """
 class ReconcileReport:
     """
     Ledger, records and processes, three ways; a row for each VM.
@@ -491,14 +535,15 @@ class Node:
     
     Cheap to open; many processes may open the same root. ``recorder`` left out means a FileRecorder at
     ``root/metering/ledger.jsonl``; None means no metering. ``ledger_labels`` names the labels that go into the ledger
-    (kept by the node; left out: as they were).
+    (kept by the node; left out: as they were). A ledger of ``rotate_bytes`` is rotated after the entry that made it so
+    long; 0: never.
     Raises StoreError: the root cannot be used, or its database is foreign, damaged or newer; InvalidArgument.
     """
     def __enter__(self) -> typing.Self:
         ...
     def __exit__(self, *exc: object) -> None:
         ...
-    def __init__(self, root: str | os.PathLike[str], *, run_dir: str | os.PathLike[str] | None = None, log_dir: str | os.PathLike[str] | None = None, recorder: Recorder | None = ..., binaries: collections.abc.Mapping[str, str | os.PathLike[str]] = {}, ledger_labels: collections.abc.Iterable[str] = ()) -> None:
+    def __init__(self, root: str | os.PathLike[str], *, run_dir: str | os.PathLike[str] | None = None, log_dir: str | os.PathLike[str] | None = None, recorder: Recorder | None = ..., binaries: collections.abc.Mapping[str, str | os.PathLike[str]] = {}, ledger_labels: collections.abc.Iterable[str] = (), rotate_bytes: int | str = 0) -> None:
         ...
     def backend(self, hypervisor: str) -> Backend:
         ...
@@ -516,6 +561,12 @@ class Node:
         """
         Compares ledger, records and processes; ``fix`` closes, adopts or kills through ordinary transitions.
         """
+    def rotate_ledger(self) -> pathlib.Path | None:
+        """
+        The ledger becomes a packed part, ``ledger.<first>-<last>.jsonl.zst``, and the next entry begins a new file.
+        
+        Returns the part, or None if there was nothing in the ledger. Raises LedgerError.
+        """
     def vms(self) -> list[VM]:
         """
         All VMs, by creation.
@@ -526,7 +577,7 @@ class Node:
     @property
     def ledger(self) -> Ledger:
         """
-        The ledger to read. Raises LedgerError if the recorder is not a file.
+        The ledger to read, rotated parts included. Raises LedgerError if the recorder is not a file.
         """
     @property
     def pending(self) -> int:
@@ -553,10 +604,13 @@ class Backend:
     def console_log_path(self, ref: str) -> pathlib.Path:
         """
         What the guest printed since it was started; the run before is beside it, with '.1'.
+        
+        Raises InvalidArgument for cloud-hypervisor, which writes none.
         """
     def console_path(self, ref: str) -> pathlib.Path:
         """
-        A UNIX socket: the guest's serial console while it runs.
+        The guest's serial console while it runs: a UNIX socket, or (firecracker) a fifo that takes the input while
+        console_log_path has the output.
         """
     def create(self, config: VMConfig) -> VM:
         """
@@ -625,6 +679,10 @@ class Backend:
     @property
     def node(self) -> Node:
         ...
+def _arrow_exports() -> int:
+    """
+    What was handed out as Arrow and not released yet.
+    """
 def kvm_status() -> tuple[bool, str]:
     """
     Whether KVM really runs guests here, and why or why not.

@@ -66,10 +66,10 @@ TEST_F(IntervalsTest, TheGoEnginesLedgerPairsCleanly) {
   std::vector<Interval> intervals;
   std::vector<std::string> anomalies;
   Pairer pairer(
-      CrashEnd::kEnded, [&](Interval&& interval) { intervals.push_back(std::move(interval)); },
+      CrashEnd::kEnded, [&](const IntervalView& interval) { intervals.push_back(to_interval(interval)); },
       [&](Anomaly, std::optional<std::uint64_t>, const std::string& message) { anomalies.push_back(message); });
   for_each_entry({data + "vms.ledger.jsonl", data + "snapshots.ledger.jsonl"},
-                 [&](PlacedEntry&& placed) { pairer.add(placed.entry); });
+                 [&](const Batch::Item& item, const Position&) { pairer.add(item.entry, item.hash); });
   const std::size_t closed = intervals.size();
   EXPECT_EQ(closed, 655U + 300U + 1U);
   EXPECT_EQ(pairer.open_count(), 82U);
@@ -213,12 +213,12 @@ TEST_F(IntervalsTest, TimesAtTheEndsOfTheRangeDoNotOverflow) {
 
 TEST_F(IntervalsTest, MemoryIsBoundedByWhatIsOpen) {
   std::size_t handed_out = 0;
-  Pairer pairer(CrashEnd::kEnded, [&](Interval&&) { ++handed_out; });
+  Pairer pairer(CrashEnd::kEnded, [&](const IntervalView&) { ++handed_out; });
   for (std::int64_t i = 0; i < 10'000; ++i) {
     const std::string id = "v" + std::to_string(i);
-    pairer.add(test::vm_entry(Kind::kVmComputeStart, id, i));
+    test::pair(pairer, test::vm_entry(Kind::kVmComputeStart, id, i));
     EXPECT_EQ(pairer.open_count(), 1U);
-    pairer.add(test::vm_entry(Kind::kVmComputeStop, id, i + 1));
+    test::pair(pairer, test::vm_entry(Kind::kVmComputeStop, id, i + 1));
     EXPECT_EQ(pairer.open_count(), 0U);
   }
   EXPECT_EQ(handed_out, 10'000U);
@@ -232,7 +232,7 @@ TEST_F(IntervalsTest, AnyOrderOfLinesGivesOneIntervalPerStart) {
     std::size_t intervals = 0;
     Pairer pairer(
         static_cast<CrashEnd>(random() % 3),
-        [&](Interval&& interval) {
+        [&](const IntervalView& interval) {
           ++intervals;
           EXPECT_GE(interval.length_ns, 0);
         },
@@ -249,7 +249,7 @@ TEST_F(IntervalsTest, AnyOrderOfLinesGivesOneIntervalPerStart) {
       if (random() % 3 == 0) entry.ended_uptime_ns = static_cast<std::int64_t>(random() >> 1);
       if (random() % 3 == 0) entry.alive_until_ns = static_cast<std::int64_t>(random());
       starts += metering::is_start(kind) ? 1 : 0;
-      pairer.add(entry);
+      test::pair(pairer, entry);
     }
     pairer.finish(static_cast<std::int64_t>(random()));
     ASSERT_EQ(intervals, starts);

@@ -98,6 +98,11 @@ class LedgerText {
   std::map<std::string, std::uint64_t> opened_;
 };
 
+inline void pair(ledger::Pairer& pairer, const metering::Entry& entry) {
+  std::string labels;
+  pairer.add(metering::view_of(entry, labels));
+}
+
 // A node's quiet day: created, started, stopped, restarted, removed; a snapshot made and a clone started from it.
 inline LedgerText quiet_day() {
   LedgerText text;

@@ -123,7 +123,8 @@ def test_intervals(path: Path) -> None:
     table = Ledger(path).intervals(until=BEGIN + timedelta(minutes=90))
     assert table.column_names == [
         "id", "kind", "hypervisor", "cpu", "mem_bytes", "storage_bytes", "start", "stop", "start_reason",
-        "stop_reason", "source_snapshot_id", "length_ns", "open", "length_from",
+        "stop_reason", "source_snapshot_id", "length_ns", "open", "length_from", "start_seq", "stop_seq", "ended_at",
+        "alive_until", "evidence", "labels",
     ]  # fmt: skip
     rows = table.to_pylist()
     minutes = [
@@ -265,7 +266,7 @@ def test_html_is_escaped(tmp_path: Path) -> None:
         html = shown._repr_html_()
         for bad in ("<script", "<k>", "<v>", "<garbage>", "a<b>"):
             assert bad not in html
-    assert "&lt;script&gt;alert(1)&lt;/script&gt;&amp;&quot;&#39;" in ledger.intervals()._repr_html_()
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;&amp;&quot;&#x27;" in ledger.intervals()._repr_html_()
 
 
 # ---------------------------------------------------------------- audit

@@ -64,10 +64,13 @@ VmRecord load_vm(const store::MetaStore& store, std::string_view id) {
 
 std::optional<VmRecord> commit(store::MetaStore& store, std::string_view id, const lifecycle::VmEvent& event) {
   std::optional<VmRecord> after;
-  store.transact([&](store::Transaction& transaction) {
-    after = apply_in(store, transaction, id, read_in(transaction, id), event);
-  });
+  store.transact([&](store::Transaction& transaction) { after = commit_in(store, transaction, id, event); });
   return after;
+}
+
+std::optional<VmRecord> commit_in(store::MetaStore& store, store::Transaction& transaction, std::string_view id,
+                                  const lifecycle::VmEvent& event) {
+  return apply_in(store, transaction, id, read_in(transaction, id), event);
 }
 
 Committed commit_if(store::MetaStore& store, const VmRecord& seen, const lifecycle::VmEvent& event) {

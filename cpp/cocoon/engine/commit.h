@@ -23,6 +23,10 @@ lifecycle::VmRecord load_vm(const store::MetaStore& store, std::string_view id);
 std::optional<lifecycle::VmRecord> commit(store::MetaStore& store, std::string_view id,
                                           const lifecycle::VmEvent& event);
 
+// The same inside a transaction that is open already.
+std::optional<lifecycle::VmRecord> commit_in(store::MetaStore& store, store::Transaction& transaction,
+                                             std::string_view id, const lifecycle::VmEvent& event);
+
 enum class Race {
   kWon,
   kGone,     // the record was removed meanwhile

@@ -56,7 +56,8 @@ Node::Node(NodeOptions options)
   store_ = std::make_unique<store::MetaStore>(store::Options{.root = root_,
                                                              .recorder = std::move(recorder),
                                                              .clock = clock_,
-                                                             .metered_labels = std::move(options.ledger_labels)});
+                                                             .metered_labels = std::move(options.ledger_labels),
+                                                             .rotate_bytes = options.rotate_bytes});
   system::make_private_dirs(root_ / "locks");
   // What a snapshot from outside names must not be a file of the engine, or of some other VM.
   snapshots_ = std::make_unique<snapshot::LocalFile>(
@@ -102,21 +103,19 @@ system::Path Node::find_binary(std::string_view hypervisor, const system::Path& 
       fmt::format("{}: program {} is not in PATH; install it, or name it in the node's binaries", hypervisor, program));
 }
 
+VmView Node::view(lifecycle::VmRecord vm) const {
+  auto liveness = probe(driver(vm.hypervisor), vm);
+  std::erase_if(vm.snapshot_ids, [&](const std::string& id) { return !store_->find(store::Table::kSnapshot, id); });
+  return {.record = std::move(vm), .liveness = std::move(liveness)};
+}
+
 std::vector<VmView> Node::vms() const {
   std::vector<VmView> views;
-  for (const auto& row : store_->list(store::Table::kVm)) {
-    auto vm = vm_from_row(row);
-    auto liveness = probe(driver(vm.hypervisor), vm);
-    views.push_back({.record = std::move(vm), .liveness = std::move(liveness)});
-  }
+  for (const auto& row : store_->list(store::Table::kVm)) views.push_back(view(vm_from_row(row)));
   return views;
 }
 
-VmView Node::find(std::string_view ref) const {
-  auto vm = vm_from_row(store_->resolve(store::Table::kVm, ref));
-  auto liveness = probe(driver(vm.hypervisor), vm);
-  return {.record = std::move(vm), .liveness = std::move(liveness)};
-}
+VmView Node::find(std::string_view ref) const { return view(vm_from_row(store_->resolve(store::Table::kVm, ref))); }
 
 bool Node::owns(const system::Path& folder) const {
   if (folder.lexically_relative(root_).begin()->string() != "..") return true;

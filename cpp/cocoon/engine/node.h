@@ -3,6 +3,7 @@
 // Threads  every method may be called concurrently.
 
 #include <cstdint>
+#include <filesystem>
 #include <map>
 #include <memory>
 #include <optional>
@@ -30,6 +31,7 @@ struct NodeOptions {
   std::shared_ptr<metering::Recorder> recorder;  // null: FileRecorder at <root>/metering/ledger.jsonl
   std::map<std::string, system::Path> binaries;  // by hypervisor
   std::vector<std::string> ledger_labels;        // the node's allow list; empty: as it was
+  std::uint64_t rotate_bytes = 0;                // rotate a ledger that is as long; 0: never
   system::Path shim;                             // cocoon-shim
   const system::Clock* clock = nullptr;          // null: the system's
 };
@@ -77,6 +79,8 @@ class Node {
   // `configured`, else the node's configuration, else the program's name in PATH. Errors VmmError: it is not there.
   [[nodiscard]] system::Path find_binary(std::string_view hypervisor, const system::Path& configured = {}) const;
 
+  // The record with what is alive now, and only those of its snapshots that are still there.
+  [[nodiscard]] VmView view(lifecycle::VmRecord vm) const;
   // By creation.
   [[nodiscard]] std::vector<VmView> vms() const;
   // Errors   NotFound. AmbiguousRef: also when two hypervisors have one of that name.
@@ -90,7 +94,11 @@ class Node {
   GcReport gc(const GcOptions& options, system::Cancel& cancel);
 
   [[nodiscard]] std::uint64_t pending() const { return store_->pending(); }
+  // The ledger holds everything up to this seq for good.
+  [[nodiscard]] std::uint64_t settled() const { return store_->settled(); }
   void flush() { store_->flush(); }
+  // As MetaStore::rotate.
+  std::filesystem::path rotate_ledger() { return store_->rotate(); }
   void close() { store_->close(); }
 
   // Run and log dirs may lie where another node has its own: below such a folder only the node that came first is the

@@ -5,12 +5,12 @@
 #include <map>
 #include <memory>
 #include <tuple>
-#include <unordered_map>
 #include <utility>
 
 #include <fmt/format.h>
 
 #include "cocoon/ledger/id_set.h"
+#include "cocoon/ledger/id_table.h"
 #include "cocoon/ledger/intervals.h"
 #include "cocoon/ledger/sequence.h"
 #include "cocoon/metering/ledger_file.h"
@@ -20,7 +20,7 @@ namespace cocoon::ledger {
 namespace {
 
 using metering::BadEntry;
-using metering::Entry;
+using metering::EntryView;
 using metering::Kind;
 using metering::quote;
 using metering::Reason;
@@ -58,14 +58,14 @@ Code code_of(BadEntry::Fault fault) {
   return Code::kBadJson;
 }
 
-bool is_removal(const Entry& entry) {
+bool is_removal(const EntryView& entry) {
   return (entry.kind == Kind::kVmStorageStop && entry.reason == Reason::kVmRemove) ||
          (entry.kind == Kind::kSnapStorageStop && entry.reason == Reason::kSnapshotRemove);
 }
 
 class Auditor {
  public:
-  explicit Auditor(const Files& files);
+  Auditor(const Files& files, std::uint64_t expected);
 
   AuditReport run(const Check& check);
 
@@ -86,20 +86,24 @@ class Auditor {
     std::int64_t outlived_at_ns = 0;
   };
 
-  void look_at(const PlacedEntry& placed);
+  using Vms = IdTable<Vm>;
+
+  void look_at(const Batch::Item& item, const Position& at);
   void look_at(const BadLine& bad);
-  void look_at_clocks(const Entry& entry);
-  void look_at_interval_name(const Entry& entry);
-  void look_at_vm(const Entry& entry);
-  void look_at_source(const Entry& entry);
-  void pair(const Entry& entry);
+  void look_at_clocks(const EntryView& entry);
+  void look_at_interval_name(const EntryView& entry);
+  void look_at_vm(const EntryView& entry, std::uint64_t hash);
+  void look_at_source(const EntryView& entry);
   void finish();
 
   Node& node_of(const Position& at);
   Finding finding(Code code, const Position& at, std::string message) const;
-  void add(Code code, const Entry& entry, std::string message);
+  void add(Code code, const EntryView& entry, std::string message);
+
+  void find_missing_end();
 
   std::shared_ptr<const Files> files_;
+  std::uint64_t expected_;
   AuditReport report_;
   std::map<std::string, Node> nodes_;  // by folder
   const std::filesystem::path* file_ = nullptr;
@@ -107,19 +111,20 @@ class Auditor {
   Position at_;           // of the entry that is looked at
   bool removed_ = false;  // its id was removed before: that is all there is to say of it
   Pairer pairer_;
-  const Entry* paired_ = nullptr;  // the entry that the pairer is given
+  const EntryView* paired_ = nullptr;  // the entry that the pairer is given
   IdSet removed_vms_;
   IdSet removed_snapshots_;
-  IdSet snapshots_;                          // ever opened
-  std::unordered_map<std::string, Vm> vms_;  // with storage or compute
+  IdSet snapshots_;  // ever opened
+  Vms vms_;          // with storage or compute
 };
 
-Auditor::Auditor(const Files& files)
+Auditor::Auditor(const Files& files, std::uint64_t expected)
     : files_(std::make_shared<const Files>(files)),
+      expected_(expected),
       pairer_(
-          CrashEnd::kEnded, [](Interval&& /*interval*/) {},
+          CrashEnd::kEnded, [](const IntervalView& /*interval*/) {},
           [this](Anomaly anomaly, std::optional<std::uint64_t> opened_by, const std::string& message) {
-            const Entry& entry = *paired_;
+            const EntryView& entry = *paired_;
             if (removed_) {
               return;
             }
@@ -153,11 +158,10 @@ Finding Auditor::finding(Code code, const Position& at, std::string message) con
   return found;
 }
 
-void Auditor::add(Code code, const Entry& entry, std::string message) {
+void Auditor::add(Code code, const EntryView& entry, std::string message) {
   Finding found = finding(code, at_, std::move(message));
   found.seq = entry.seq;
-  found.vm_id = entry.vm_id;
-  found.snapshot_id = entry.snapshot_id;
+  (is_vm(entry.kind) ? found.vm_id : found.snapshot_id) = entry.id;
   report_.findings.push_back(std::move(found));
 }
 
@@ -179,10 +183,10 @@ void Auditor::look_at(const BadLine& bad) {
   sequence.see_bad(bad.error->seq.value_or(metering::line_seq(bad.line.text)));
 }
 
-void Auditor::look_at(const PlacedEntry& placed) {
-  const Entry& entry = placed.entry;
-  Node& node = node_of(placed.at);
-  at_ = placed.at;
+void Auditor::look_at(const Batch::Item& item, const Position& at) {
+  const EntryView& entry = item.entry;
+  Node& node = node_of(at);
+  at_ = at;
   ++report_.entries;
   if (!entry.seq) {
     node.sequence.see_unnumbered();
@@ -201,28 +205,31 @@ void Auditor::look_at(const PlacedEntry& placed) {
   }
   look_at_clocks(entry);
   look_at_interval_name(entry);
-  const std::string& id = id_of(entry);
+  const std::string_view id = entry.id;
   IdSet& removed_ids = is_vm(entry.kind) ? removed_vms_ : removed_snapshots_;
-  removed_ = removed_ids.contains(id);
+  removed_ = removed_ids.contains(item.hash);
   if (removed_) {
     add(Code::kAfterRemoval, entry, fmt::format("{} of {} after its removal", to_string(entry.kind), quote(id)));
   }
-  pair(entry);
+  pairer_.prefetch(*at.batch, at.item);
+  paired_ = &entry;
+  pairer_.add(entry, item.hash);
+  paired_ = nullptr;
   if (!removed_) {
     look_at_source(entry);
     if (is_vm(entry.kind)) {
-      look_at_vm(entry);
+      look_at_vm(entry, item.hash);
     }
   }
   if (entry.kind == Kind::kSnapStorageStart) {
-    snapshots_.insert(entry.snapshot_id);
+    snapshots_.insert(item.hash);
   }
   if (is_removal(entry)) {
-    removed_ids.insert(id);
+    removed_ids.insert(item.hash);
   }
 }
 
-void Auditor::look_at_clocks(const Entry& entry) {
+void Auditor::look_at_clocks(const EntryView& entry) {
   if (entry.boot_id.empty() || !entry.uptime_ns) {
     return;
   }
@@ -243,7 +250,7 @@ void Auditor::look_at_clocks(const Entry& entry) {
   node.uptime_ns = *entry.uptime_ns;
 }
 
-void Auditor::look_at_interval_name(const Entry& entry) {
+void Auditor::look_at_interval_name(const EntryView& entry) {
   if (!entry.seq || !entry.interval) {
     return;
   }
@@ -256,14 +263,11 @@ void Auditor::look_at_interval_name(const Entry& entry) {
   }
 }
 
-void Auditor::pair(const Entry& entry) {
-  paired_ = &entry;
-  pairer_.add(entry);
-  paired_ = nullptr;
-}
-
-void Auditor::look_at_vm(const Entry& entry) {
-  Vm& vm = vms_[entry.vm_id];
+void Auditor::look_at_vm(const EntryView& entry, std::uint64_t hash) {
+  Vms::Node* known = vms_.find(hash, 0, entry.id);
+  Vms::Node& node = known != nullptr ? *known : vms_.insert(hash, 0, entry.id);
+  if (known == nullptr) node.value = {};
+  Vm& vm = node.value;
   if (vm.outlived && (vm.outlived_at_ns != entry.emitted_at_ns)) {
     report_.findings.push_back(*std::exchange(vm.outlived, std::nullopt));
   }
@@ -272,7 +276,7 @@ void Auditor::look_at_vm(const Entry& entry) {
       // A ledger that does not begin with its first entry may have opened the storage before.
       if (!vm.storage && !vm.outlived && node_->sequence.complete()) {
         add(Code::kComputeOutlivesStorage, entry,
-            fmt::format("{} starts to compute while its storage is not open", quote(entry.vm_id)));
+            fmt::format("{} starts to compute while its storage is not open", quote(entry.id)));
       }
       vm.compute = true;
       break;
@@ -286,9 +290,9 @@ void Auditor::look_at_vm(const Entry& entry) {
       vm.storage = false;
       if (vm.compute) {
         vm.outlived = finding(Code::kComputeOutlivesStorage, at_,
-                              fmt::format("the storage of {} is stopped while it computes", quote(entry.vm_id)));
+                              fmt::format("the storage of {} is stopped while it computes", quote(entry.id)));
         vm.outlived->seq = entry.seq;
-        vm.outlived->vm_id = entry.vm_id;
+        vm.outlived->vm_id = entry.id;
         vm.outlived_at_ns = entry.emitted_at_ns;
       }
       break;
@@ -300,26 +304,47 @@ void Auditor::look_at_vm(const Entry& entry) {
     vm.outlived.reset();
   }
   if (!vm.storage && !vm.compute) {
-    vms_.erase(entry.vm_id);
+    vms_.erase(node);
   }
 }
 
-void Auditor::look_at_source(const Entry& entry) {
+void Auditor::look_at_source(const EntryView& entry) {
   // The Go engine keeps snapshots in a ledger of their own, and a start in a gap is a start too: only a ledger that is
   // whole up to here can say that a snapshot never was.
   if (!entry.source_snapshot_id.empty() && node_->sequence.complete() &&
-      !snapshots_.contains(entry.source_snapshot_id)) {
+      !snapshots_.contains(hash_of(entry.source_snapshot_id))) {
     add(Code::kUnknownSourceSnapshot, entry,
         fmt::format("{} of {} comes from snapshot {}, which this ledger never opened", to_string(entry.kind),
-                    quote(id_of(entry)), quote(entry.source_snapshot_id)));
+                    quote(entry.id), quote(entry.source_snapshot_id)));
   }
 }
 
+// What the node has written, and the ledger no longer has, because somebody cut it or took it away.
+void Auditor::find_missing_end() {
+  std::uint64_t last = 0;
+  for (const auto& [folder, node] : nodes_) {
+    last = std::max(last, node.sequence.last());
+  }
+  if (last >= expected_) {
+    return;
+  }
+  Finding found;
+  found.code = Code::kSeqGap;
+  found.file = files_->empty() ? std::string() : files_->back().string();
+  found.seq = last + 1;
+  found.message = fmt::format("seq {} to {} are missing: the node wrote them, but the ledger ends before them",
+                              last + 1, expected_);
+  report_.findings.push_back(std::move(found));
+}
+
 void Auditor::finish() {
-  for (auto& [id, vm] : vms_) {
-    if (vm.outlived) {
-      report_.findings.push_back(std::move(*vm.outlived));
+  vms_.for_each([&](Vms::Node& node) {
+    if (node.value.outlived) {
+      report_.findings.push_back(std::move(*node.value.outlived));
     }
+  });
+  if (expected_ > 0) {
+    find_missing_end();
   }
   for (const auto& [folder, node] : nodes_) {
     for (const auto& [first, gap] : node.sequence.gaps()) {
@@ -335,16 +360,16 @@ void Auditor::finish() {
     order.emplace(file.string(), order.size());
   }
   std::stable_sort(report_.findings.begin(), report_.findings.end(), [&](const Finding& a, const Finding& b) {
-    return std::tuple(order[a.file], a.offset, a.code) < std::tuple(order[b.file], b.offset, b.code);
+    // What has no offset is missing behind the end.
+    return std::tuple(order[a.file], !a.offset, a.offset, a.code) <
+           std::tuple(order[b.file], !b.offset, b.offset, b.code);
   });
 }
 
 AuditReport Auditor::run(const Check& check) {
-  EntryReader reader(files_, [this](const BadLine& bad) { look_at(bad); }, check);
-  PlacedEntry placed;
-  while (reader.next(placed)) {
-    look_at(placed);
-  }
+  for_each_line(
+      files_, [this](const Batch::Item& item, const Position& at) { look_at(item, at); },
+      [this](const BadLine& bad) { look_at(bad); }, check);
   finish();
   return std::move(report_);
 }
@@ -389,6 +414,8 @@ std::string_view to_string(Code code) {
   return {};
 }
 
-AuditReport audit(const Files& files, const Check& check) { return Auditor(files).run(check); }
+AuditReport audit(const Files& files, const Check& check, std::uint64_t expected) {
+  return Auditor(files, expected).run(check);
+}
 
 }  // namespace cocoon::ledger

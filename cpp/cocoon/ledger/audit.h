@@ -39,7 +39,7 @@ std::string_view to_string(Code code);  // "torn-line", …
 struct Finding {
   Code code = Code::kTornLine;
   std::string file;
-  std::optional<std::uint64_t> line;    // from 1; of a seq-gap: the line behind it
+  std::optional<std::uint64_t> line;    // from 1; of a seq-gap: the line behind it, none at the end
   std::optional<std::uint64_t> offset;  // of the line's first byte
   std::optional<std::uint64_t> seq;     // of a seq-gap: the first that is missing
   std::string vm_id;
@@ -55,7 +55,8 @@ struct AuditReport {
 
 // One pass. The files of one folder are one node's ledger: their seq goes on from file to file, from 1.
 // Memory: open intervals, findings, and 8 to 16 bytes per removed id and per snapshot.
+// `expected`: the node says that its ledger holds everything up to this seq; 0: nobody says.
 // Errors   LedgerError: a file cannot be read.
-AuditReport audit(const Files& files, const Check& check = {});
+AuditReport audit(const Files& files, const Check& check = {}, std::uint64_t expected = 0);
 
 }  // namespace cocoon::ledger

@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <charconv>
 #include <limits>
 #include <set>
 #include <string>
@@ -18,37 +17,33 @@
 
 #include "cocoon/error.h"
 #include "cocoon/ledger/reader.h"
+#include "cocoon/metering/ledger_parts.h"
 
 namespace cocoon::ledger {
 namespace {
 
 namespace fs = std::filesystem;
 
-constexpr std::string_view kExtension = ".jsonl";
-
-// "ledger.101-200.jsonl" sorts as ("ledger", 101), and "ledger.jsonl", which holds what came after, as ("ledger", ∞).
+// "ledger.101-200.jsonl.zst" sorts as ("ledger", 101), and "ledger.jsonl", which holds what came after, as ("ledger",
+// ∞); of one part that stands there in two forms, the packed one first.
 std::tuple<std::string, std::uint64_t, std::string> order_of(const fs::path& path) {
   constexpr std::uint64_t kCurrent = std::numeric_limits<std::uint64_t>::max();
   const std::string name = path.filename().string();
-  std::string stem = name.ends_with(kExtension) ? name.substr(0, name.size() - kExtension.size()) : name;
-  const std::size_t dot = stem.rfind('.');
-  if (dot != std::string::npos) {
-    const char* const end = stem.data() + stem.size();
-    std::uint64_t first = 0;
-    std::uint64_t last = 0;
-    const auto [dash, error] = std::from_chars(stem.data() + dot + 1, end, first);
-    if (error == std::errc{} && dash != end && *dash == '-') {
-      const auto [behind, last_error] = std::from_chars(dash + 1, end, last);
-      if (last_error == std::errc{} && behind == end) {
-        return {(path.parent_path() / stem.substr(0, dot)).string(), first, name};
-      }
-    }
-  }
-  return {(path.parent_path() / stem).string(), kCurrent, name};
+  const auto part = metering::parse_part_name(name);
+  const std::string_view stem = part ? std::string_view(part->stem) : metering::ledger_stem(name);
+  return {(path.parent_path() / (stem.empty() ? name : stem)).string(), part ? part->first : kCurrent, name};
 }
 
+// In reading order. A part of the same stem and seqs that was packed, and not yet removed, is there once.
 void sort_files(Files& files) {
   std::sort(files.begin(), files.end(), [](const fs::path& a, const fs::path& b) { return order_of(a) < order_of(b); });
+  const auto same = [](const fs::path& a, const fs::path& b) {
+    const auto one = metering::parse_part_name(a.filename().string());
+    const auto other = metering::parse_part_name(b.filename().string());
+    return one && other && a.parent_path() == b.parent_path() && one->stem == other->stem &&
+           one->first == other->first && one->last == other->last;
+  };
+  files.erase(std::unique(files.begin(), files.end(), same), files.end());
 }
 
 Files files_in(const fs::path& folder) {
@@ -57,11 +52,7 @@ Files files_in(const fs::path& folder) {
   fs::directory_iterator entry(folder, error);
   for (; !error && entry != fs::directory_iterator(); entry.increment(error)) {
     const std::string name = entry->path().filename().string();
-    if (name.ends_with(".jsonl.zst") || name.ends_with(".jsonl.gz")) {
-      throw LedgerError(fmt::format("read ledger {}: compressed parts cannot be read yet", entry->path().string()),
-                        entry->path().string());
-    }
-    if (name.ends_with(kExtension)) {
+    if (!metering::ledger_stem(name).empty()) {
       found.push_back(entry->path());
     }
   }
@@ -123,6 +114,40 @@ Files find_files(std::span<const std::string> patterns) {
     std::ranges::for_each(matching(pattern), add);
   }
   return files;
+}
+
+Files find_files(const Selection& selection) {
+  if (!selection.with_parts) {
+    return find_files(selection.patterns);
+  }
+  Files files;
+  for (const std::string& current : selection.patterns) {
+    Files family;
+    for (const auto& part : metering::find_parts(current)) {
+      family.push_back(part.path);
+    }
+    std::error_code ignored;
+    if (fs::exists(current, ignored)) {
+      family.emplace_back(current);
+    }
+    if (family.empty()) {
+      throw LedgerError(system_message("read ledger " + current, ENOENT), current, ENOENT);
+    }
+    sort_files(family);
+    files.insert(files.end(), family.begin(), family.end());
+  }
+  return files;
+}
+
+std::vector<std::string> identities(const Files& files) {
+  std::vector<std::string> all;
+  all.reserve(files.size());
+  for (const fs::path& file : files) {
+    struct stat status{};
+    const bool there = ::stat(file.c_str(), &status) == 0;
+    all.push_back(there ? fmt::format("{}:{}:{}", file.string(), status.st_dev, status.st_ino) : file.string());
+  }
+  return all;
 }
 
 }  // namespace cocoon::ledger

@@ -1,18 +1,8 @@
 #include "cocoon/ledger/id_set.h"
 
-#include <functional>
 #include <utility>
 
 namespace cocoon::ledger {
-namespace {
-
-std::uint64_t hash_of(std::string_view id) {
-  const std::uint64_t hash = std::hash<std::string_view>{}(id);
-  return hash == 0 ? 1 : hash;
-}
-
-}  // namespace
-
 std::size_t IdSet::slot_of(std::uint64_t hash) const {
   std::size_t slot = hash & (slots_.size() - 1);
   while (slots_[slot] != 0 && slots_[slot] != hash) {
@@ -21,8 +11,8 @@ std::size_t IdSet::slot_of(std::uint64_t hash) const {
   return slot;
 }
 
-void IdSet::insert(std::string_view id) {
-  const std::uint64_t hash = hash_of(id);
+void IdSet::insert(std::uint64_t hash) {
+  hash = hash == 0 ? 1 : hash;
   std::uint64_t& slot = slots_[slot_of(hash)];
   if (slot == hash) {
     return;
@@ -39,6 +29,6 @@ void IdSet::insert(std::string_view id) {
   }
 }
 
-bool IdSet::contains(std::string_view id) const { return slots_[slot_of(hash_of(id))] != 0; }
+bool IdSet::contains(std::uint64_t hash) const { return slots_[slot_of(hash == 0 ? 1 : hash)] != 0; }
 
 }  // namespace cocoon::ledger

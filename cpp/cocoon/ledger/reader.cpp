@@ -1,12 +1,5 @@
 #include "cocoon/ledger/reader.h"
 
-#include <fcntl.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
-#include <algorithm>
-#include <cerrno>
-#include <cstring>
 #include <utility>
 
 #include <fmt/format.h>
@@ -17,123 +10,20 @@
 namespace cocoon::ledger {
 namespace {
 
-constexpr std::size_t kBlock = std::size_t{1} << 20;
-// Nothing of ours is a thousandth of it. A file without line ends must not fill the memory.
-constexpr std::size_t kLongestLine = std::size_t{16} << 20;
-
-[[noreturn]] void fail_on(const std::filesystem::path& path, std::string_view why, int code = 0) {
-  throw LedgerError(fmt::format("read ledger {}: {}", path.string(), why), path.string(), code);
+Position position_of(const Files& files, const Batch& batch, std::uint32_t line, std::uint32_t offset) {
+  return {&files[batch.block.file], batch.first_line + line, batch.block.offset + offset};
 }
 
 }  // namespace
 
-LineReader::LineReader(std::shared_ptr<const Files> files, Check check)
-    : files_(std::move(files)), check_(std::move(check)), block_(kBlock) {}
-
-LineReader::~LineReader() { close(); }
-
-void LineReader::close() {
-  if (fd_ >= 0) {
-    ::close(fd_);
-  }
-  fd_ = -1;
-}
-
-bool LineReader::open_next() {
-  if (next_file_ == files_->size()) {
-    return false;
-  }
-  const std::filesystem::path& path = (*files_)[next_file_++];
-  fd_ = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
-  struct stat status{};
-  if (fd_ < 0 || ::fstat(fd_, &status) != 0) {
-    const int code = errno;
-    close();
-    fail_on(path, std::strerror(code), code);
-  }
-  if (!S_ISREG(status.st_mode)) {
-    close();
-    fail_on(path, "not a regular file");
-  }
-  at_ = {&path, 1, 0};
-  begin_ = end_ = scanned_ = 0;
-  return true;
-}
-
-// More of the open file behind what is there. False at its end.
-bool LineReader::fill() {
-  if (check_) {
-    check_();
-  }
-  if (begin_ > 0) {
-    std::memmove(block_.data(), block_.data() + begin_, end_ - begin_);
-    scanned_ -= begin_;
-    end_ -= begin_;
-    begin_ = 0;
-  }
-  if (end_ == block_.size()) {
-    block_.resize(block_.size() * 2);
-  }
-  for (;;) {
-    const ssize_t got = ::read(fd_, block_.data() + end_, block_.size() - end_);
-    if (got >= 0) {
-      end_ += static_cast<std::size_t>(got);
-      break;
-    }
-    if (errno != EINTR) {
-      fail_on(*at_.file, std::strerror(errno), errno);
-    }
-  }
-  const std::string_view start(block_.data(), std::min<std::size_t>(end_, 4));
-  if (at_.offset == 0 && (start.starts_with("\x1F\x8B") || start.starts_with("\x28\xB5\x2F\xFD"))) {
-    fail_on(*at_.file, "it is compressed, which cannot be read yet");
-  }
-  return end_ > scanned_;
-}
-
-bool LineReader::next(Line& line) {
-  line = {};
-  for (;;) {
-    if (fd_ < 0 && !open_next()) {
-      return false;
-    }
-    const char* newline = nullptr;
-    if (end_ > scanned_) {
-      newline = static_cast<const char*>(std::memchr(block_.data() + scanned_, '\n', end_ - scanned_));
-    }
-    if (newline == nullptr) {
-      scanned_ = end_;
-      if (end_ - begin_ > kLongestLine && !line.overlong) {
-        line.overlong = true;
-        line.at = at_;
-      }
-      if (line.overlong) {
-        at_.offset += end_ - begin_;
-        begin_ = end_ = scanned_ = 0;
-      }
-      if (fill()) {
-        continue;
-      }
-      close();
-      if (end_ == begin_ && !line.overlong) {
-        continue;  // the end of a file that ends as it should
-      }
-      line.torn = true;
-    }
-    const std::size_t stop = newline == nullptr ? end_ : static_cast<std::size_t>(newline - block_.data());
-    if (!line.overlong) {
-      line.at = at_;
-      line.overlong = stop - begin_ > kLongestLine;
-    }
-    if (!line.overlong) {
-      line.text = {block_.data() + begin_, stop - begin_};
-    }
-    const std::size_t behind = newline == nullptr ? stop : stop + 1;
-    at_.offset += behind - begin_;
-    ++at_.line;
-    begin_ = scanned_ = behind;
-    return true;
-  }
+BadLine bad_line(const Files& files, const Batch& batch, const Batch::Bad& bad) {
+  BadLine line;
+  line.line.text = batch.block.text().substr(bad.offset, bad.size);
+  line.line.at = position_of(files, batch, bad.line, bad.offset);
+  line.line.torn = batch.block.torn;
+  line.line.overlong = batch.block.overlong;
+  line.error = bad.error;
+  return line;
 }
 
 std::string describe(const Position& at) {
@@ -152,45 +42,75 @@ std::string describe(const BadLine& bad) {
   return fmt::format("{}: {}", describe(bad.line.at), why);
 }
 
-EntryReader::EntryReader(std::shared_ptr<const Files> files, OnBad on_bad, Check check)
-    : lines_(std::move(files), std::move(check)), on_bad_(std::move(on_bad)) {}
-
-bool EntryReader::next(PlacedEntry& placed) {
-  Line line;
-  while (lines_.next(line)) {
-    BadLine bad{line, std::nullopt};
-    if (!line.torn && !line.overlong) {
-      try {
-        placed.entry = metering::from_json(line.text);
-        placed.at = line.at;
-        return true;
-      } catch (const metering::BadEntry& error) {
-        bad.error = error;
+void for_each_line(const std::shared_ptr<const Files>& files, const OnEntry& on_entry, const OnBad& on_bad,
+                   const Check& check) {
+  const auto take = [&](const Batch& batch) {
+    auto bad = batch.bad.begin();
+    for (std::size_t i = 0; i <= batch.items.size(); ++i) {
+      for (; bad != batch.bad.end() && bad->before == i; ++bad) {
+        on_bad(bad_line(*files, batch, *bad));
+      }
+      if (i < batch.items.size()) {
+        const Batch::Item& item = batch.items[i];
+        Position at = position_of(*files, batch, item.line, item.offset);
+        at.batch = &batch;
+        at.item = i;
+        on_entry(item, at);
       }
     }
-    if (!on_bad_) {
-      throw LedgerError("read ledger " + describe(bad), line.at.file->string());
-    }
-    on_bad_(bad);
-  }
-  return false;
+  };
+  scan(files, take, check);
 }
 
-void for_each_entry(const Files& files, const std::function<void(PlacedEntry&& placed)>& visit, const Check& check) {
-  std::uint64_t bad_lines = 0;
-  std::string first;
-  const auto count = [&](const BadLine& bad) {
-    if (++bad_lines == 1) {
-      first = describe(bad);
-    }
-  };
-  EntryReader reader(std::make_shared<const Files>(files), count, check);
-  PlacedEntry placed;
-  while (reader.next(placed)) {
-    visit(std::move(placed));
+void for_each_entry(const Files& files, const OnEntry& on_entry, const Check& check) {
+  PassedOver passed;
+  for_each_line(std::make_shared<const Files>(files), on_entry, [&](const BadLine& bad) { passed.add(bad); }, check);
+  passed.say();
+}
+
+void PassedOver::add(const BadLine& bad) {
+  if (++lines_ == 1) {
+    first_ = describe(bad);
   }
-  if (bad_lines > 0) {
-    logger()->warn("passed over {} bad lines of the ledger, the first: {}", bad_lines, first);
+}
+
+void PassedOver::say() const {
+  if (lines_ > 0) {
+    logger()->warn("passed over {} bad lines of the ledger, the first: {}", lines_, first_);
+  }
+}
+
+EntryReader::EntryReader(std::shared_ptr<const Files> files, OnBad on_bad)
+    : files_(std::move(files)), on_bad_(std::move(on_bad)), source_(files_) {}
+
+bool EntryReader::next(PlacedEntry& placed) {
+  for (;;) {
+    if (bad_ < batch_.bad.size() && batch_.bad[bad_].before <= item_) {
+      const BadLine bad = bad_line(*files_, batch_, batch_.bad[bad_++]);
+      if (!on_bad_) {
+        throw LedgerError("read ledger " + describe(bad), bad.line.at.file->string());
+      }
+      on_bad_(bad);
+      continue;
+    }
+    if (item_ < batch_.items.size()) {
+      const Batch::Item& item = batch_.items[item_++];
+      placed.entry = metering::to_entry(item.entry);
+      placed.at = position_of(*files_, batch_, item.line, item.offset);
+      return true;
+    }
+    const std::uint64_t next_line = batch_.first_line + batch_.lines;
+    const std::size_t file = batch_.block.file;
+    item_ = bad_ = 0;
+    batch_.items.clear();
+    batch_.bad.clear();
+    batch_.lines = 0;
+    batch_.first_line = next_line;
+    if (!source_.next(batch_.block)) {
+      return false;
+    }
+    parse(batch_);
+    batch_.first_line = batch_.block.file == file ? next_line : 1;
   }
 }
 

@@ -23,6 +23,8 @@ class Sequence {
 
   Verdict see(std::uint64_t seq, const Position& at);
 
+  [[nodiscard]] std::uint64_t last() const { return last_; }
+
   // A line that is no entry had this number. It counts as seen where it is the next one; a line whose number nobody can
   // read shows as a gap if it had one.
   void see_bad(std::uint64_t seq);

@@ -3,12 +3,10 @@
 #include <initializer_list>
 #include <utility>
 
-#include <nlohmann/json.hpp>
-
 namespace cocoon::ledger {
 namespace {
 
-using metering::Entry;
+using metering::EntryView;
 using metering::Reason;
 
 struct Named {
@@ -38,103 +36,84 @@ class Row {
   Row& reason(const std::optional<Reason>& value) { return text(value ? to_string(*value) : std::string_view()); }
   Row& integer(std::int64_t value) { return next_++->add_integer(value), *this; }
   Row& count(std::uint64_t value) { return integer(static_cast<std::int64_t>(value)); }
-  Row& boolean(bool value) { return integer(value ? 1 : 0); }
   Row& real(double value) { return next_++->add_real(value), *this; }
   template <typename Number>
   Row& some(const std::optional<Number>& value) {
     return next_++->add_some(value), *this;
   }
-  Row& labels(const std::map<std::string, std::string>& value) {
-    value.empty() ? next_->add_null() : next_->add_text(nlohmann::json(value).dump());
-    return ++next_, *this;
-  }
+  Row& none() { return next_++->add_null(), *this; }
 
  private:
   std::vector<Column>::iterator next_;
 };
 
+// Of the intervals' table, those that are known only at the end of an interval.
+enum : std::size_t { kStop = 7, kStopReason = 9, kLength = 11, kOpen = 12, kLengthFrom = 13 };
+enum : std::size_t { kStopSeq = 15, kEndedAt = 16, kAliveUntil = 17, kEvidence = 18 };
+
+void add_start(const EntryView& e, std::vector<Column>& columns) {
+  Row(columns)
+      .text(e.id)
+      .text(to_string(dimension_of(e.kind)))
+      .text(e.hypervisor)
+      .integer(e.shape.cpu)
+      .integer(e.shape.mem_bytes)
+      .integer(e.shape.storage_bytes)
+      .integer(e.emitted_at_ns)
+      .none()
+      .reason(e.reason)
+      .none()
+      .text(e.source_snapshot_id)
+      .integer(0)
+      .integer(0)
+      .text(to_string(LengthFrom::kWall))
+      .some(e.seq)
+      .none()
+      .none()
+      .none()
+      .none()
+      .text(e.labels);
+}
+
+void add_end(const IntervalView& i, std::vector<Column>& columns) {
+  const std::size_t row = i.ordinal;
+  const auto some = [&](std::size_t column, const auto& value) {
+    if (value) columns[column].set_integer(row, static_cast<std::int64_t>(*value));
+  };
+  some(kStop, i.stop_ns);
+  if (i.stop_reason) columns[kStopReason].set_text(row, to_string(*i.stop_reason));
+  columns[kLength].set_integer(row, i.length_ns);
+  if (i.open) columns[kOpen].set_integer(row, 1);
+  if (i.length_from != LengthFrom::kWall) columns[kLengthFrom].set_text(row, to_string(i.length_from));
+  some(kStopSeq, i.stop_seq);
+  some(kEndedAt, i.ended_at_ns);
+  some(kAliveUntil, i.alive_until_ns);
+  if (!i.evidence.empty()) columns[kEvidence].set_text(row, i.evidence);
+}
+
 }  // namespace
-
-std::string_view Column::text(std::size_t row) const {
-  const std::uint64_t begin = row == 0 ? 0 : ends_[row - 1];
-  return std::string_view(text_).substr(begin, ends_[row] - begin);
-}
-
-void Column::add_valid(bool valid) {
-  valid_.push_back(valid ? 1 : 0);
-  nulls_ += valid ? 0 : 1;
-}
-
-void Column::add_null() {
-  switch (type_) {
-    case ColumnType::kText:
-    case ColumnType::kLabels:
-      ends_.push_back(text_.size());
-      break;
-    case ColumnType::kInteger:
-    case ColumnType::kBoolean:
-    case ColumnType::kTime:
-      integers_.push_back(0);
-      break;
-    case ColumnType::kReal:
-      reals_.push_back(0);
-      break;
-  }
-  add_valid(false);
-}
-
-void Column::add_text(std::string_view value) {
-  text_ += value;
-  ends_.push_back(text_.size());
-  add_valid(true);
-}
-
-void Column::add_integer(std::int64_t value) {
-  integers_.push_back(value);
-  add_valid(true);
-}
-
-void Column::add_real(double value) {
-  reals_.push_back(value);
-  add_valid(true);
-}
-
-void Column::add_some(std::string_view value) {
-  if (value.empty()) {
-    add_null();
-  } else {
-    add_text(value);
-  }
-}
 
 Table entries_table(const Files& files, const Check& check) {
   using Type = ColumnType;
-  auto columns = make_columns({{"kind", Type::kText},
-                               {"vm_id", Type::kText},
-                               {"snapshot_id", Type::kText},
-                               {"source_snapshot_id", Type::kText},
-                               {"reason", Type::kText},
-                               {"hypervisor", Type::kText},
-                               {"cpu", Type::kInteger},
-                               {"mem_bytes", Type::kInteger},
-                               {"storage_bytes", Type::kInteger},
-                               {"emitted_at", Type::kTime},
-                               {"emitted_at_ns", Type::kInteger},
-                               {"seq", Type::kInteger},
-                               {"interval", Type::kInteger},
-                               {"labels", Type::kLabels},
-                               {"ended_at", Type::kTime},
-                               {"ended_uptime_ns", Type::kInteger},
-                               {"evidence", Type::kText},
-                               {"alive_until", Type::kTime},
-                               {"boot_id", Type::kText},
-                               {"uptime_ns", Type::kInteger}});
-  const auto add = [&](PlacedEntry&& placed) {
-    const Entry& e = placed.entry;
+  auto columns = make_columns({{"kind", Type::kSymbol},           {"vm_id", Type::kText},
+                               {"snapshot_id", Type::kText},      {"source_snapshot_id", Type::kText},
+                               {"reason", Type::kSymbol},         {"hypervisor", Type::kSymbol},
+                               {"cpu", Type::kInteger},           {"mem_bytes", Type::kInteger},
+                               {"storage_bytes", Type::kInteger}, {"emitted_at", Type::kTime},
+                               {"emitted_at_ns", Type::kInteger}, {"seq", Type::kInteger},
+                               {"interval", Type::kInteger},      {"labels", Type::kLabels},
+                               {"ended_at", Type::kTime},         {"ended_uptime_ns", Type::kInteger},
+                               {"evidence", Type::kSymbol},       {"alive_until", Type::kTime},
+                               {"boot_id", Type::kSymbol},        {"uptime_ns", Type::kInteger},
+                               {"file", Type::kSymbol},           {"line", Type::kInteger},
+                               {"offset", Type::kInteger}});
+  const auto add = [&](const Batch::Item& item, const Position& at) {
+    const EntryView& e = item.entry;
+    const bool vm = is_vm(e.kind);
     Row(columns)
         .text(to_string(e.kind))
-        .text(e.vm_id)
-        .text(e.snapshot_id)
+        .text(vm ? e.id : std::string_view())
+        .text(vm ? std::string_view() : e.id)
         .text(e.source_snapshot_id)
         .reason(e.reason)
         .text(e.hypervisor)
@@ -145,13 +124,16 @@ Table entries_table(const Files& files, const Check& check) {
         .integer(e.emitted_at_ns)
         .some(e.seq)
         .some(e.interval)
-        .labels(e.labels)
+        .text(e.labels)
         .some(e.ended_at_ns)
         .some(e.ended_uptime_ns)
         .text(e.evidence)
         .some(e.alive_until_ns)
         .text(e.boot_id)
-        .some(e.uptime_ns);
+        .some(e.uptime_ns)
+        .text(at.file->native())
+        .count(at.line)
+        .count(at.offset);
   };
   for_each_entry(files, add, check);
   return Table(std::move(columns));
@@ -160,41 +142,38 @@ Table entries_table(const Files& files, const Check& check) {
 Table intervals_table(const Files& files, std::int64_t until_ns, const Check& check) {
   using Type = ColumnType;
   auto columns = make_columns({{"id", Type::kText},
-                               {"kind", Type::kText},
-                               {"hypervisor", Type::kText},
+                               {"kind", Type::kSymbol},
+                               {"hypervisor", Type::kSymbol},
                                {"cpu", Type::kInteger},
                                {"mem_bytes", Type::kInteger},
                                {"storage_bytes", Type::kInteger},
                                {"start", Type::kTime},
                                {"stop", Type::kTime},
-                               {"start_reason", Type::kText},
-                               {"stop_reason", Type::kText},
+                               {"start_reason", Type::kSymbol},
+                               {"stop_reason", Type::kSymbol},
                                {"source_snapshot_id", Type::kText},
                                {"length_ns", Type::kInteger},
                                {"open", Type::kBoolean},
-                               {"length_from", Type::kText}});
-  for (const Interval& i : read_intervals(files, CrashEnd::kEnded, until_ns, check)) {
-    Row(columns)
-        .text(i.id)
-        .text(to_string(i.dimension))
-        .text(i.hypervisor)
-        .integer(i.shape.cpu)
-        .integer(i.shape.mem_bytes)
-        .integer(i.shape.storage_bytes)
-        .integer(i.start_ns)
-        .some(i.stop_ns)
-        .reason(i.start_reason)
-        .reason(i.stop_reason)
-        .text(i.source_snapshot_id)
-        .integer(i.length_ns)
-        .boolean(i.open)
-        .text(to_string(i.length_from));
-  }
+                               {"length_from", Type::kSymbol},
+                               {"start_seq", Type::kInteger},
+                               {"stop_seq", Type::kInteger},
+                               {"ended_at", Type::kTime},
+                               {"alive_until", Type::kTime},
+                               {"evidence", Type::kSymbol},
+                               {"labels", Type::kLabels}});
+  // A row is made at the start, which is the order of the table, and filled up at the end.
+  Pairer pairer(CrashEnd::kEnded, [&](const IntervalView& interval) { add_end(interval, columns); });
+  const auto add = [&](const Batch::Item& item, const Position& at) {
+    pairer.prefetch(*at.batch, at.item);
+    if (is_start(item.entry.kind)) add_start(item.entry, columns);
+    pairer.add(item.entry, item.hash);
+  };
+  for_each_entry(files, add, check);
+  pairer.finish(until_ns);
   return Table(std::move(columns));
 }
 
-Table usage_table(const Files& files, const UsageQuery& query, std::int64_t now_ns, const Check& check) {
-  const std::vector<UsageRow> rows = read_usage(files, query, now_ns, check);
+Table usage_table(const UsageQuery& query, const std::vector<UsageRow>& rows) {
   std::vector<Column> columns;
   columns.reserve(query.by.size() + 6);
   for (const std::string& name : query.by) {

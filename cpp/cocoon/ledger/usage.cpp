@@ -2,24 +2,26 @@
 
 #include <algorithm>
 #include <array>
+#include <cstring>
 #include <limits>
+#include <tuple>
 #include <utility>
 
 #include <fmt/format.h>
 
 #include "cocoon/error.h"
+#include "cocoon/ledger/bytes.h"
 #include "cocoon/metering/text.h"
 
 namespace cocoon::ledger {
 namespace {
-
-using Key = std::vector<std::optional<std::string>>;
 
 constexpr std::string_view kLabel = "label:";
 constexpr std::string_view kAllowed = "vm_id, snapshot_id, hypervisor, kind, reason, label:KEY";
 constexpr std::uint64_t kMostRows = 10'000'000;
 constexpr std::int64_t kForever = std::numeric_limits<std::int64_t>::max();
 constexpr std::uint64_t kNsPerSecond = 1'000'000'000;
+constexpr std::uint32_t kNone = std::numeric_limits<std::uint32_t>::max();  // the size of a part that is none
 
 void check_by(const std::vector<std::string>& by) {
   constexpr std::array<std::string_view, 5> kNames = {"vm_id", "snapshot_id", "hypervisor", "kind", "reason"};
@@ -32,21 +34,6 @@ void check_by(const std::vector<std::string>& by) {
       throw InvalidArgument(fmt::format("by: {} is there twice; allowed is once", metering::quote(*part)));
     }
   }
-}
-
-std::optional<std::string> some(std::string_view text) {
-  return text.empty() ? std::nullopt : std::optional<std::string>(text);
-}
-
-std::optional<std::string> value_of(const Interval& interval, const std::string& part) {
-  const bool snapshot = interval.dimension == Dimension::kSnapStorage;
-  if (part == "vm_id") return snapshot ? std::nullopt : some(interval.id);
-  if (part == "snapshot_id") return snapshot ? some(interval.id) : std::nullopt;
-  if (part == "hypervisor") return some(interval.hypervisor);
-  if (part == "kind") return some(to_string(interval.dimension));
-  if (part == "reason") return interval.start_reason ? some(to_string(*interval.start_reason)) : std::nullopt;
-  const auto label = interval.labels.find(part.substr(kLabel.size()));
-  return label == interval.labels.end() ? std::nullopt : std::optional<std::string>(label->second);
 }
 
 // The bucket's begin at or before `at`; the first bucket of all may begin before the clock does.
@@ -88,24 +75,62 @@ Usage::Usage(UsageQuery query, std::int64_t now_ns) : query_(std::move(query)), 
     throw InvalidArgument(fmt::format("since: {} is after until, {}", metering::format_time(*query_.since_ns),
                                       metering::format_time(*query_.until_ns)));
   }
-}
-
-Key Usage::key_of(const Interval& interval) const {
-  Key key;
-  key.reserve(query_.by.size());
   for (const std::string& part : query_.by) {
-    key.push_back(value_of(interval, part));
+    label_keys_.push_back(part.starts_with(kLabel) ? part.substr(kLabel.size()) : std::string());
   }
-  return key;
 }
 
-void Usage::count(const Interval& interval, const Key& key, std::int64_t bucket_ns, std::uint64_t length_ns) {
-  const auto [at, fresh] = rows_.try_emplace({key, bucket_ns});
-  UsageRow& row = at->second;
-  if (fresh) {
-    row.key = key;
-    row.bucket_ns = bucket_ns;
+// The parts one behind the other, each with its size before it so that no two keys are the same text, and the bucket.
+void Usage::set_key(const IntervalView& interval) {
+  const bool snapshot = interval.dimension == Dimension::kSnapStorage;
+  key_.clear();
+  const auto add = [this](std::optional<std::string_view> part) {
+    const std::uint32_t size = part ? static_cast<std::uint32_t>(part->size()) : kNone;
+    key_.append(reinterpret_cast<const char*>(&size), sizeof size);
+    if (part) key_ += *part;
+  };
+  const auto some = [&](std::string_view text) { add(text.empty() ? std::nullopt : std::optional(text)); };
+  for (std::size_t i = 0; i < query_.by.size(); ++i) {
+    const std::string& part = query_.by[i];
+    if (!label_keys_[i].empty()) {
+      if (parsed_ != interval.labels) {
+        parsed_ = interval.labels;
+        labels_ = parsed_.empty() ? std::map<std::string, std::string>() : metering::parse_labels(parsed_);
+      }
+      const auto label = labels_.find(label_keys_[i]);
+      add(label == labels_.end() ? std::nullopt : std::optional<std::string_view>(label->second));
+    } else if (part == "vm_id") {
+      some(snapshot ? std::string_view() : interval.id);
+    } else if (part == "snapshot_id") {
+      some(snapshot ? interval.id : std::string_view());
+    } else if (part == "hypervisor") {
+      some(interval.hypervisor);
+    } else if (part == "kind") {
+      some(to_string(interval.dimension));
+    } else {
+      some(interval.start_reason ? to_string(*interval.start_reason) : std::string_view());
+    }
   }
+  key_.append(sizeof(std::int64_t), '\0');
+}
+
+// The row of key_, made where it is the first of it.
+UsageRow& Usage::row_of_key() {
+  const auto [at, fresh] = places_.try_emplace(key_, rows_.size());
+  if (!fresh) return rows_[at->second];
+  UsageRow& row = rows_.emplace_back();
+  std::string_view rest = key_;
+  for (std::size_t i = 0; i < query_.by.size(); ++i) {
+    const auto size = take<std::uint32_t>(rest);
+    row.key.push_back(size == kNone ? std::nullopt : std::optional<std::string>(take_bytes(rest, size)));
+  }
+  row.bucket_ns = take<std::int64_t>(rest);
+  return row;
+}
+
+void Usage::count(const IntervalView& interval, std::int64_t bucket_ns, std::uint64_t length_ns) {
+  std::memcpy(key_.data() + key_.size() - sizeof bucket_ns, &bucket_ns, sizeof bucket_ns);
+  UsageRow& row = row_of_key();
   switch (interval.dimension) {
     case Dimension::kVmCompute:
       add_product(length_ns, interval.shape.cpu, row.vcpu_ns);
@@ -120,7 +145,7 @@ void Usage::count(const Interval& interval, const Key& key, std::int64_t bucket_
   row.open += interval.open ? 1 : 0;
 }
 
-void Usage::add(const Interval& interval) {
+void Usage::add(const IntervalView& interval) {
   const std::int64_t end = sum_to_end(interval.start_ns, interval.length_ns);
   const std::int64_t from = std::max(interval.start_ns, query_.since_ns.value_or(interval.start_ns));
   const std::int64_t to = query_.until_ns ? std::min(end, *query_.until_ns) : end;
@@ -130,16 +155,16 @@ void Usage::add(const Interval& interval) {
   if (begins_too_late || (from >= to && !instant)) {
     return;
   }
-  const Key key = key_of(interval);
+  set_key(interval);
   const auto length = [](std::int64_t begin, std::int64_t stop) {
     return static_cast<std::uint64_t>(stop) - static_cast<std::uint64_t>(begin);
   };
   if (!query_.every_ns) {
-    count(interval, key, 0, length(from, std::max(from, to)));
+    count(interval, 0, length(from, std::max(from, to)));
     return;
   }
   if (from >= to) {
-    count(interval, key, bucket_of(from, *query_.every_ns), 0);
+    count(interval, bucket_of(from, *query_.every_ns), 0);
     return;
   }
   // Buckets of other intervals and keys may be the same ones, so this refuses nothing that fits.
@@ -154,24 +179,48 @@ void Usage::add(const Interval& interval) {
     const std::int64_t bucket = bucket_of(at, *query_.every_ns);
     const std::int64_t bucket_end = std::max(sum_to_end(bucket, *query_.every_ns), at + 1);
     const std::int64_t stop = std::min(bucket_end, to);
-    count(interval, key, bucket, length(at, stop));
+    count(interval, bucket, length(at, stop));
     at = stop;
   }
 }
 
-std::vector<UsageRow> Usage::rows() const {
-  std::vector<UsageRow> rows;
-  rows.reserve(rows_.size());
-  for (const auto& [key, row] : rows_) {
-    rows.push_back(row);
+void Usage::save(std::string& out) const {
+  put(out, static_cast<std::uint64_t>(places_.size()));
+  for (const auto& [key, place] : places_) {
+    const UsageRow& row = rows_[place];
+    put(out, std::string_view(key));
+    put(out, row.vcpu_ns);
+    put(out, row.mem_byte_ns);
+    put(out, row.storage_byte_ns);
+    put(out, row.intervals);
+    put(out, row.open);
   }
+}
+
+void Usage::load(std::string_view& in) {
+  for (auto count = take<std::uint64_t>(in); count > 0; --count) {
+    key_ = take_text(in);
+    UsageRow& row = row_of_key();
+    row.vcpu_ns = take<Uint128>(in);
+    row.mem_byte_ns = take<Uint128>(in);
+    row.storage_byte_ns = take<Uint128>(in);
+    row.intervals = take<std::uint64_t>(in);
+    row.open = take<std::uint64_t>(in);
+  }
+}
+
+std::vector<UsageRow> Usage::rows() const {
+  std::vector<UsageRow> rows = rows_;
+  std::sort(rows.begin(), rows.end(), [](const UsageRow& a, const UsageRow& b) {
+    return std::tie(a.key, a.bucket_ns) < std::tie(b.key, b.bucket_ns);
+  });
   return rows;
 }
 
 std::vector<UsageRow> read_usage(const Files& files, const UsageQuery& query, std::int64_t now_ns, const Check& check) {
   Usage usage(query, now_ns);
-  Pairer pairer(query.crash, [&](Interval&& interval) { usage.add(interval); });
-  for_each_entry(files, [&](PlacedEntry&& placed) { pairer.add(placed.entry); }, check);
+  Pairer pairer(query.crash, [&](const IntervalView& interval) { usage.add(interval); });
+  for_each_entry(files, pairing(pairer), check);
   pairer.finish(usage.until_ns());
   return usage.rows();
 }

@@ -8,7 +8,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
-#include <utility>
+#include <unordered_map>
 #include <vector>
 
 #include "cocoon/ledger/intervals.h"
@@ -49,19 +49,28 @@ class Usage {
   [[nodiscard]] std::int64_t until_ns() const { return query_.until_ns.value_or(now_ns_); }
 
   // Errors   InvalidArgument: `every` makes more than ten million rows.
-  void add(const Interval& interval);
+  void add(const IntervalView& interval);
 
   // By key (none first), then bucket.
   [[nodiscard]] std::vector<UsageRow> rows() const;
 
+  // The sums as bytes, and back: for a checkpoint. Errors   LedgerError: not what save() made.
+  void save(std::string& out) const;
+  void load(std::string_view& in);
+
  private:
-  [[nodiscard]] std::vector<std::optional<std::string>> key_of(const Interval& interval) const;
-  void count(const Interval& interval, const std::vector<std::optional<std::string>>& key, std::int64_t bucket_ns,
-             std::uint64_t length_ns);
+  void set_key(const IntervalView& interval);
+  UsageRow& row_of_key();
+  void count(const IntervalView& interval, std::int64_t bucket_ns, std::uint64_t length_ns);
 
   UsageQuery query_;
   std::int64_t now_ns_;
-  std::map<std::pair<std::vector<std::optional<std::string>>, std::int64_t>, UsageRow> rows_;
+  std::vector<std::string> label_keys_;                  // of `by`, "" where it is no label
+  std::vector<UsageRow> rows_;                           // in the order in which they began
+  std::unordered_map<std::string, std::size_t> places_;  // in rows_, by what key_ holds
+  std::string key_;     // of the interval that is added: its parts and a place for the bucket
+  std::string parsed_;  // the labels that labels_ was made of
+  std::map<std::string, std::string> labels_;
 };
 
 // Errors   InvalidArgument; LedgerError. Bad lines are passed over, as in for_each_entry.

@@ -304,6 +304,28 @@ struct Fields<SnapshotRecord> {
   };
 };
 
+template <>
+struct Fields<SavedFile> {
+  using T = SavedFile;
+  static constexpr std::array kAll = {
+      make_field<&T::name, T>("name", kRequired),
+      make_field<&T::size_bytes, T>("size_bytes", kRequired),
+  };
+};
+
+template <>
+struct Fields<SavedVm> {
+  using T = SavedVm;
+  static constexpr std::array kAll = {
+      make_field<&T::hypervisor, T>("hypervisor", kRequired),
+      make_field<&T::vmm_version, T>("vmm_version", kRequired),
+      make_field<&T::config, T>("config", kRequired),
+      make_field<&T::disk_files, T>("disk_files", kOptional),
+      make_field<&T::state_files, T>("state_files", kRequired),
+      make_field<&T::facts, T>("facts", kOptional),
+  };
+};
+
 template <typename Record>
 std::string write_document(const Record& record) {
   std::string out;
@@ -382,11 +404,14 @@ void check_name(std::string_view name) {
 
 std::string to_document(const VmRecord& record) { return write_document(record); }
 std::string to_document(const SnapshotRecord& record) { return write_document(record); }
+std::string to_document(const SavedVm& saved) { return write_document(saved); }
 
 VmRecord vm_from_document(std::string_view document) { return read_document<VmRecord>("VM record", document); }
 
 SnapshotRecord snapshot_from_document(std::string_view document) {
   return read_document<SnapshotRecord>("snapshot record", document);
 }
+
+SavedVm saved_vm_from_document(std::string_view document) { return read_document<SavedVm>(kSavedVmFile, document); }
 
 }  // namespace cocoon::lifecycle

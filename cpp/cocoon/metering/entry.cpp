@@ -12,6 +12,7 @@
 
 #include <fmt/format.h>
 
+#include "cocoon/metering/entry_view.h"
 #include "cocoon/metering/text.h"
 
 namespace cocoon::metering {
@@ -176,22 +177,6 @@ void append_shape(const Shape& shape, std::string& out) {
   out += '}';
 }
 
-void append_labels(const std::map<std::string, std::string>& labels, std::string& out) {
-  if (labels.empty()) {
-    return;
-  }
-  out += R"(,"labels":)";
-  char separator = '{';
-  for (const auto& [key, value] : labels) {
-    out += separator;
-    append_string(key, "labels", out);
-    out += ':';
-    append_string(value, "labels", out);
-    separator = ',';
-  }
-  out += '}';
-}
-
 void append_unchecked(const Entry& entry, std::string& out) {
   out += R"({"kind":")";
   out += to_string(entry.kind);
@@ -211,7 +196,10 @@ void append_unchecked(const Entry& entry, std::string& out) {
   out += '"';
   append_optional(R"(,"seq":)", entry.seq, out);
   append_optional(R"(,"interval":)", entry.interval, out);
-  append_labels(entry.labels, out);
+  if (!entry.labels.empty()) {
+    out += R"(,"labels":)";
+    append_labels(entry.labels, out);
+  }
   append_optional_time(R"(,"ended_at":)", entry.ended_at_ns, out);
   append_optional(R"(,"ended_uptime_ns":)", entry.ended_uptime_ns, out);
   append_optional(R"(,"evidence":)", "evidence", entry.evidence, out);
@@ -222,6 +210,21 @@ void append_unchecked(const Entry& entry, std::string& out) {
 }
 
 }  // namespace
+
+void append_labels(const std::map<std::string, std::string>& labels, std::string& out) {
+  if (labels.empty()) {
+    return;
+  }
+  char separator = '{';
+  for (const auto& [key, value] : labels) {
+    out += separator;
+    append_string(key, "labels", out);
+    out += ':';
+    append_string(value, "labels", out);
+    separator = ',';
+  }
+  out += '}';
+}
 
 std::string_view to_string(Kind kind) { return kKinds[static_cast<std::size_t>(kind)].second; }
 
@@ -236,11 +239,18 @@ Kind parse_kind(std::string_view text) {
   throw InvalidArgument(fmt::format("entry field kind: {} is not one of {}", quote(text), allowed(kKinds)));
 }
 
-Reason parse_reason(std::string_view text) {
+std::optional<Reason> find_reason(std::string_view text) {
   for (const auto& [reason, name] : kReasons) {
     if (name == text) {
       return reason;
     }
+  }
+  return std::nullopt;
+}
+
+Reason parse_reason(std::string_view text) {
+  if (const auto reason = find_reason(text)) {
+    return *reason;
   }
   throw InvalidArgument(fmt::format("entry field reason: {} is not one of {}", quote(text), allowed(kReasons)));
 }

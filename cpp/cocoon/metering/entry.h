@@ -81,6 +81,8 @@ class BadEntry : public InvalidArgument {
 std::string_view to_string(Kind kind);
 std::string_view to_string(Reason reason);
 
+std::optional<Reason> find_reason(std::string_view text);
+
 // Errors   InvalidArgument naming the value and what is allowed.
 Kind parse_kind(std::string_view text);
 Reason parse_reason(std::string_view text);

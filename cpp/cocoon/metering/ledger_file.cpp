@@ -222,7 +222,19 @@ void LedgerFile::for_each_after(std::uint64_t through, const Visit& visit) {
     start = seq == through + 1 ? offset : offset + line.size() + 1;
     return false;
   });
+  for_each_from(start, visit);
+}
 
+std::uint64_t LedgerFile::first_seq() const {
+  std::uint64_t found = 0;
+  for_each_from(0, [&](std::string_view line, std::uint64_t) {
+    found = line_seq(line);
+    return found == 0;
+  });
+  return found;
+}
+
+void LedgerFile::for_each_from(std::uint64_t start, const Visit& visit) const {
   std::string text;
   std::uint64_t base = start;  // of `text`
   std::uint64_t next = start;  // to read

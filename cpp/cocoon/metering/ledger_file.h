@@ -45,6 +45,9 @@ class LedgerFile {
   using KeepTorn = std::function<bool(std::string_view unterminated)>;
   std::uint64_t last_seq(const KeepTorn& keep_torn);
 
+  // The seq of the first line that has one, else 0. Reads up to there. Requires refresh().
+  [[nodiscard]] std::uint64_t first_seq() const;
+
   // Calls `visit` with each complete line (without '\n') and its byte offset, to the end of the file; false from
   // `visit` stops. Starts after the last line whose seq is 1 to `through`, or at the last one whose seq is the next
   // after `through`, whichever is nearer to the end; without either, at the beginning of the file.
@@ -69,6 +72,7 @@ class LedgerFile {
   void open_or_create();
   void end_last_line(const KeepTorn& keep_torn);
   void for_each_backwards(const Visit& visit) const;
+  void for_each_from(std::uint64_t start, const Visit& visit) const;
   void read_at(std::uint64_t offset, char* to, std::size_t size) const;
   void write_end(std::string_view bytes);
   [[noreturn]] void fail(const char* tried, int code) const;

@@ -12,10 +12,12 @@
 #include <mutex>
 #include <string>
 #include <string_view>
+#include <system_error>
 #include <utility>
 #include <vector>
 
 #include "cocoon/error.h"
+#include "cocoon/metering/ledger_parts.h"
 #include "cocoon/metering/log.h"
 #include "cocoon/store/ledger_tail.h"
 #include "cocoon/store/outbox.h"
@@ -26,16 +28,18 @@ namespace {
 
 class LedgerDrain final : public Outlet {
  public:
-  LedgerDrain(Database& database, const std::filesystem::path& ledger, std::size_t prune_every)
+  LedgerDrain(Database& database, const std::filesystem::path& ledger, DrainOptions options)
       : database_(database),
         note_(::open(database.ledger_note().c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600)),
         file_(ledger),
-        prune_every_(std::max<std::size_t>(prune_every, 1)) {}
+        prune_every_(std::max<std::size_t>(options.prune_every, 1)),
+        rotate_bytes_(options.rotate_bytes) {}
 
   void committed(std::vector<OutboxRow> rows) override;
   void deliver(std::uint64_t through) override;
   void flush() override;
   std::uint64_t pending() override;
+  std::filesystem::path rotate() override;
 
  private:
   // Whether what committed before this drain is on the disk.
@@ -58,6 +62,8 @@ class LedgerDrain final : public Outlet {
   std::uint64_t last_seq_locked(const Given& given);
   bool prune_due_locked(Connection& connection);
   void prune_locked();
+  std::filesystem::path rotate_locked(Connection& connection);
+  void pack_parts();
   void warn_once(const char* what);
 
   Database& database_;
@@ -66,6 +72,7 @@ class LedgerDrain final : public Outlet {
   system::Fd note_;
   metering::LedgerFile file_;
   std::size_t prune_every_;
+  std::uint64_t rotate_bytes_;
   bool known_ = false;         // covered_ is true of the file as we left it
   bool distrust_ = false;      // a sync of the ledger failed
   std::uint64_t covered_ = 0;  // the ledger holds every row up to here
@@ -142,6 +149,7 @@ void LedgerDrain::deliver(std::uint64_t through) {
   Turn turn(*this, through);
   if (!turn.mine()) return;
   auto durable = Durable::kNo;
+  bool rotated = false;
   try {
     LockFile::Held lock(database_.ledger_lock(), LockFile::Held::Unchecked{});
     const auto lease = database_.drainer();
@@ -149,6 +157,7 @@ void LedgerDrain::deliver(std::uint64_t through) {
     lock.ensure_named();
     drain_locked(*lease, through, durable);
     turn.covered(covered_);
+    if (rotate_bytes_ != 0 && file_.state().size >= rotate_bytes_) rotated = !rotate_locked(*lease).empty();
     warned_ = false;
   } catch (const std::exception& error) {
     if (durable == Durable::kFailed) throw;
@@ -156,6 +165,7 @@ void LedgerDrain::deliver(std::uint64_t through) {
   }
   // The transition is committed: that its entry has to wait is no reason to fail, only to be durable without it.
   if (durable == Durable::kNo) database_.sync_wal();
+  if (rotated) pack_parts();
 }
 
 void LedgerDrain::drain_locked(Connection& connection, std::uint64_t through, Durable& durable) {
@@ -234,8 +244,11 @@ std::uint64_t LedgerDrain::last_seq_locked(const Given& given) {
 }
 
 void LedgerDrain::recover_locked(Connection& connection) {
-  const Given given{.pruned = pruned_through(connection), .last = last_given(connection)};
-  const auto last = last_seq_locked(given);
+  Given given{.pruned = pruned_through(connection), .last = last_given(connection)};
+  // What rotated parts hold is in the ledger too. A part of another node's says nothing of ours.
+  const auto rotated = metering::rotated_through(file_.path());
+  if (rotated <= given.last) given.pruned = std::max(given.pruned, rotated);
+  const auto last = std::max(last_seq_locked(given), rotated);
   auto tail = read_tail(file_, connection, given, distrust_);
   const auto& path = file_.path().string();
   if (last > given.last) {
@@ -283,6 +296,54 @@ void LedgerDrain::prune_locked() {
   pruned_ = covered_;
 }
 
+// The ledger gets the name of a part, and a new one begins. Everything that the rename relies on is on the disk before
+// it: a power cut may take the rename back, but never leaves rows in the outbox whose lines went with the part.
+// Returns the part, "" where there is nothing to rotate.
+std::filesystem::path LedgerDrain::rotate_locked(Connection& connection) {
+  // 1. All that is committed is in the file. Die here, or before 3: the ledger is as it was, only longer.
+  auto durable = Durable::kNo;
+  drain_locked(connection, 0, durable);
+  const auto first = file_.first_seq();
+  if (first == 0) return {};
+  const auto last = last_seq_locked({.pruned = pruned_, .last = last_given(connection)});
+  // 2. The file is on the disk, and its rows have left the outbox.
+  distrust_ = true;
+  file_.sync();
+  distrust_ = false;
+  pruned_ = pruned_through(connection);
+  prune_locked();
+  database_.sync_wal();
+  // 3. The rename. Die after it: there is no ledger, and whoever opens the node next, or drains, begins a new one
+  //    behind the part.
+  known_ = false;
+  const auto part = metering::rename_to_part(file_.path(), first, last);
+  // 4. The new file. Other processes find another inode under the name than the one they have open, and look at it as
+  //    one that opens the node does.
+  locate_locked(connection);
+  return part;
+}
+
+void LedgerDrain::pack_parts() {
+  try {
+    metering::pack_parts(file_.path());
+  } catch (const LedgerError& error) {
+    metering::logger()->warn("{}; the part stays as it is", error.what());
+  }
+}
+
+std::filesystem::path LedgerDrain::rotate() {
+  std::filesystem::path part;
+  {
+    const LockFile::Held lock(database_.ledger_lock());
+    const auto lease = database_.drainer();
+    part = rotate_locked(*lease);
+  }
+  pack_parts();  // those too whose packing was interrupted
+  const std::filesystem::path packed = part.string() + ".zst";
+  std::error_code ignored;
+  return !part.empty() && std::filesystem::exists(packed, ignored) ? packed : part;
+}
+
 void LedgerDrain::flush() {
   const LockFile::Held lock(database_.ledger_lock());
   const auto lease = database_.drainer();
@@ -312,8 +373,8 @@ void LedgerDrain::warn_once(const char* what) {
 }  // namespace
 
 std::unique_ptr<Outlet> make_ledger_drain(Database& database, const std::filesystem::path& ledger,
-                                          std::size_t prune_every) {
-  return std::make_unique<LedgerDrain>(database, ledger, prune_every);
+                                          DrainOptions options) {
+  return std::make_unique<LedgerDrain>(database, ledger, options);
 }
 
 }  // namespace cocoon::store

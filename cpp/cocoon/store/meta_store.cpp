@@ -12,6 +12,7 @@
 #include "cocoon/metering/log.h"
 #include "cocoon/store/database.h"
 #include "cocoon/store/metered_labels.h"
+#include "cocoon/store/outbox.h"
 #include "cocoon/store/outlet.h"
 #include "cocoon/store/schema.h"
 #include "cocoon/store/write_transaction.h"
@@ -168,7 +169,8 @@ MetaStore::Impl::Impl(Options options)
   if (!keep_entries_)
     outlet_ = make_no_delivery(*database_);
   else if (const auto* file = recorder->file())
-    outlet_ = make_ledger_drain(*database_, file->path(), options.prune_every);
+    outlet_ = make_ledger_drain(*database_, file->path(),
+                                {.prune_every = options.prune_every, .rotate_bytes = options.rotate_bytes});
   else
     outlet_ = make_call_delivery(*database_, *recorder);
   add_open(database_.get());
@@ -300,6 +302,17 @@ std::uint64_t MetaStore::pending() const {
 void MetaStore::flush() {
   const Impl::Call call(*impl_);
   impl_->outlet().flush();
+}
+
+std::uint64_t MetaStore::settled() const {
+  const Impl::Call call(*impl_);
+  const Database::ReadLease reader(impl_->database());
+  return pruned_through(*reader);
+}
+
+std::filesystem::path MetaStore::rotate() {
+  const Impl::Call call(*impl_);
+  return impl_->outlet().rotate();
 }
 
 void MetaStore::close() { impl_->close(); }

@@ -67,6 +67,7 @@ struct Options {
   std::shared_ptr<metering::Recorder> recorder;  // null: Nop
   const system::Clock* clock = nullptr;          // null: the system's; must outlive the store
   std::vector<std::string> metered_labels;       // replaces the node's allow list unless empty
+  std::uint64_t rotate_bytes = 0;                // a ledger file that is as long is rotated; 0: never
   std::size_t prune_every = 512;                 // delivered rows that wait for one fdatasync of the ledger
 };
 
@@ -102,6 +103,13 @@ class MetaStore {
   // Everything committed is with the recorder and, if that is a file, on the disk.
   // Errors   LedgerError: the ledger cannot be written. Error: the recorder raised.
   void flush();
+  // What the recorder has for good: every entry up to this seq, which left the outbox.
+  [[nodiscard]] std::uint64_t settled() const;
+  // What is in the ledger file becomes a part of its own beside it, packed; the next entry begins a new file. Returns
+  // the part, "" if the file holds no entry. Die at any point: nothing is lost and nothing is there twice
+  // (metering/ledger_parts.h). A part that cannot be packed stays as it is, with a warning.
+  // Errors   LedgerError: it cannot, or the recorder is not a file.
+  std::filesystem::path rotate();
   // flush() as far as it can, then closes; later calls throw StoreError "closed".
   void close();
 

@@ -7,6 +7,7 @@
 #include <memory>
 #include <vector>
 
+#include "cocoon/error.h"
 #include "cocoon/metering/recorder.h"
 #include "cocoon/store/database.h"
 #include "cocoon/store/outbox.h"
@@ -33,11 +34,21 @@ class Outlet {
   // As MetaStore::flush and pending.
   virtual void flush() = 0;
   [[nodiscard]] virtual std::uint64_t pending() = 0;
+
+  // As MetaStore::rotate.
+  virtual std::filesystem::path rotate() {
+    throw LedgerError("rotate the ledger: this node's recorder is not a file, so there is none", {});
+  }
+};
+
+struct DrainOptions {
+  std::size_t prune_every = 512;
+  std::uint64_t rotate_bytes = 0;
 };
 
 // References must outlive the outlet.
 std::unique_ptr<Outlet> make_ledger_drain(Database& database, const std::filesystem::path& ledger,
-                                          std::size_t prune_every);
+                                          DrainOptions options);
 std::unique_ptr<Outlet> make_call_delivery(Database& database, metering::Recorder& recorder);
 std::unique_ptr<Outlet> make_no_delivery(Database& database);
 

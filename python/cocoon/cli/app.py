@@ -25,7 +25,7 @@ _COMMANDS = {
     "demo": "cocoon.cli.demo",
     "vm": "cocoon.cli.vm",
     "snapshot": "cocoon.cli.snapshot",
-    "ledger": "cocoon.cli.ledger",
+    "ledger": "cocoon.cli.ledger_group",
     "reconcile": "cocoon.cli.reconcile",
     "gc": "cocoon.cli.gc",
     "doctor": "cocoon.cli.doctor",

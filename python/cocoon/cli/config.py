@@ -22,6 +22,7 @@ class Config:
     terminate_grace: float | None = None
     binaries: Mapping[str, Path] = field(default_factory=dict)
     ledger_labels: tuple[str, ...] = ()
+    ledger_rotate_bytes: int | str = 0
 
     def timeouts(self) -> dict[str, float]:
         """Those that are set, as `Backend` names them."""
@@ -129,6 +130,13 @@ def _texts(name: str, value: Any, path: Path) -> tuple[str, ...]:
     return tuple(_text(f"{name}[{i}]", item, path) for i, item in enumerate(value))
 
 
+def _size(name: str, value: Any, _path: Path) -> int | str:
+    # A text is read by the engine, which knows the units.
+    if isinstance(value, bool) or not isinstance(value, (int, str)) or value == "":
+        raise UsageError(f'{name}: bytes or a size such as "256M" are expected, not {value!r}')
+    return value
+
+
 _READERS: dict[str, Callable[[str, Any, Path], Any]] = {
     "run_dir": _path,
     "log_dir": _path,
@@ -138,6 +146,7 @@ _READERS: dict[str, Callable[[str, Any, Path], Any]] = {
     "terminate_grace": _seconds,
     "binaries": _paths,
     "ledger.labels": _texts,
+    "ledger.rotate_bytes": _size,
 }
 KEYS = tuple(_READERS)
 

@@ -75,8 +75,10 @@ def hint(error: "CocoonError", verb: str = "", ref: str = "") -> str:
 def _state_hint(state: str, verb: str, ref: str) -> str:
     if verb == "rm" and state == "running":
         return f"`cocoon vm rm --force {ref}` stops it first"
-    if verb in {"pause", "resume", "console"} and state in {"created", "stopped"}:
+    if verb in {"pause", "resume", "console", "snapshot", "hibernate"} and state in {"created", "stopped"}:
         return f"`cocoon vm start {ref}` first"
+    if verb in {"start", "restore"} and state == "hibernated":
+        return f"`cocoon vm wake {ref}`"
     return ""
 
 

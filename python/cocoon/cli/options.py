@@ -40,7 +40,7 @@ def _from_node(ctx: typer.Context, look: "Callable[[Node], list[tuple[str, str]]
 
 def complete_hypervisor(_ctx: typer.Context, _args: list[str], incomplete: str) -> Iterator[str]:
     """Hypervisors that can be named."""
-    yield from (name for name in ("qemu",) if name.startswith(incomplete))
+    yield from (name for name in ("cloud-hypervisor", "firecracker", "qemu") if name.startswith(incomplete))
 
 
 RefArgument = Annotated[

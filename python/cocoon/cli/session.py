@@ -86,6 +86,8 @@ def open_node(root: Path, config: Config) -> "Node":
         options["run_dir"] = config.run_dir
     if config.log_dir is not None:
         options["log_dir"] = config.log_dir
+    if config.ledger_rotate_bytes:
+        options["rotate_bytes"] = config.ledger_rotate_bytes
     return Node(root, binaries=dict(config.binaries), ledger_labels=list(config.ledger_labels), **options)
 
 

@@ -1,0 +1,175 @@
+#pragma once
+// A flat hash table by id, for what is open: entries come and go, the memory of those that went is used again, and
+// what a value has allocated stays with its place.
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <deque>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+namespace cocoon::ledger {
+
+// Of an id; the same in every process and for ever. 64 bits, well mixed.
+inline std::uint64_t hash_of(std::string_view id) {
+  constexpr std::uint64_t kFirst = 0x9E37'79B9'7F4A'7C15U;
+  constexpr std::uint64_t kSecond = 0xFF51'AFD7'ED55'8CCDU;
+  const char* at = id.data();
+  std::size_t size = id.size();
+  std::uint64_t hash = size * kFirst;
+  const auto mix = [&](std::uint64_t word) {
+    hash = (hash ^ word) * kSecond;
+    hash ^= hash >> 32;
+  };
+  for (; size >= 8; at += 8, size -= 8) {
+    std::uint64_t word = 0;
+    std::memcpy(&word, at, 8);
+    mix(word);
+  }
+  std::uint64_t word = 0;
+  if (size > 0) std::memcpy(&word, at, size);
+  mix(word);
+  mix(hash * kFirst);
+  return hash;
+}
+
+template <typename Value>
+class IdTable {
+ public:
+  struct Node {
+    [[nodiscard]] std::string_view id() const {
+      return size <= kInline ? std::string_view(text.data(), size) : std::string_view(long_text);
+    }
+
+    [[nodiscard]] std::uint8_t key_tag() const { return tag; }
+
+    Value value{};
+
+   private:
+    friend class IdTable;
+    static constexpr std::size_t kInline = 31;
+    std::uint64_t hash = 0;
+    std::string long_text;  // an id that does not fit in `text`
+    std::array<char, kInline> text{};
+    std::uint8_t tag = 0;
+    std::size_t size = 0;
+    bool used = false;
+  };
+
+  // `tag` is part of the key: the same id may be there once with each.
+  Node* find(std::uint64_t hash, std::uint8_t tag, std::string_view id) {
+    for (std::size_t at = begin_of(hash, tag);; at = next(at)) {
+      const Slot slot = slots_[at];
+      if (slot.node == 0) return nullptr;
+      Node& node = nodes_[slot.node - 1];
+      if (slot.mark == mark_of(hash) && node.tag == tag && node.id() == id) return &node;
+    }
+  }
+
+  // What find() of it will touch is brought near: first the slot, later the node.
+  void prefetch_slot(std::uint64_t hash, std::uint8_t tag) const { __builtin_prefetch(&slots_[begin_of(hash, tag)]); }
+  void prefetch_node(std::uint64_t hash, std::uint8_t tag) const {
+    const Slot slot = slots_[begin_of(hash, tag)];
+    if (slot.node == 0) return;
+    const char* const node = reinterpret_cast<const char*>(&nodes_[slot.node - 1]);
+    for (std::size_t at = 0; at < sizeof(Node); at += 64) __builtin_prefetch(node + at);
+  }
+
+  // Requires that it is not there. References to other nodes stay valid.
+  Node& insert(std::uint64_t hash, std::uint8_t tag, std::string_view id) {
+    if ((size_ + 1) * 2 > slots_.size()) grow();
+    std::uint32_t index = 0;
+    if (free_.empty()) {
+      index = static_cast<std::uint32_t>(nodes_.size());
+      nodes_.emplace_back();
+    } else {
+      index = free_.back();
+      free_.pop_back();
+    }
+    Node& node = nodes_[index];
+    node.hash = hash;
+    node.tag = tag;
+    node.size = id.size();
+    if (id.size() <= Node::kInline) {
+      std::memcpy(node.text.data(), id.data(), id.size());
+    } else {
+      node.long_text = id;
+    }
+    node.used = true;
+    place({mark_of(hash), index + 1}, begin_of(hash, tag));
+    ++size_;
+    return node;
+  }
+
+  void erase(Node& node) {
+    std::size_t hole = begin_of(node.hash, node.tag);
+    while (slots_[hole].node == 0 || &nodes_[slots_[hole].node - 1] != &node) hole = next(hole);
+    free_.push_back(slots_[hole].node - 1);
+    // Those behind it move up, as far as they may: then nobody has to look past holes.
+    for (std::size_t at = next(hole); slots_[at].node != 0; at = next(at)) {
+      const Node& other = nodes_[slots_[at].node - 1];
+      const std::size_t home = begin_of(other.hash, other.tag);
+      if (((at - home) & mask()) >= ((at - hole) & mask())) {
+        slots_[hole] = slots_[at];
+        hole = at;
+      }
+    }
+    slots_[hole] = {};
+    node.used = false;
+    --size_;
+  }
+
+  [[nodiscard]] std::size_t size() const { return size_; }
+
+  template <typename Visit>
+  void for_each(Visit&& visit) {
+    for (Node& node : nodes_) {
+      if (node.used) visit(node);
+    }
+  }
+
+  template <typename Visit>
+  void for_each(Visit&& visit) const {
+    for (const Node& node : nodes_) {
+      if (node.used) visit(node);
+    }
+  }
+
+  void clear() { *this = IdTable(); }
+
+ private:
+  struct Slot {
+    std::uint32_t mark = 0;
+    std::uint32_t node = 0;  // its index + 1; 0: empty
+  };
+
+  static std::uint32_t mark_of(std::uint64_t hash) { return static_cast<std::uint32_t>(hash >> 32); }
+  [[nodiscard]] std::size_t mask() const { return slots_.size() - 1; }
+  [[nodiscard]] std::size_t begin_of(std::uint64_t hash, std::uint8_t tag) const { return (hash + tag) & mask(); }
+  [[nodiscard]] std::size_t next(std::size_t at) const { return (at + 1) & mask(); }
+
+  void place(Slot slot, std::size_t at) {
+    while (slots_[at].node != 0) at = next(at);
+    slots_[at] = slot;
+  }
+
+  void grow() {
+    const std::vector<Slot> old = std::exchange(slots_, std::vector<Slot>(slots_.size() * 2));
+    for (const Slot slot : old) {
+      if (slot.node == 0) continue;
+      const Node& node = nodes_[slot.node - 1];
+      place(slot, begin_of(node.hash, node.tag));
+    }
+  }
+
+  std::vector<Slot> slots_ = std::vector<Slot>(64);  // a power of two, at most half of it used
+  std::deque<Node> nodes_;
+  std::vector<std::uint32_t> free_;
+  std::size_t size_ = 0;
+};
+
+}  // namespace cocoon::ledger
