@@ -30,6 +30,7 @@ using snapshot::SnapshotRecord;
 
 using PathOrStream = Typed<"str | os.PathLike[str] | typing.BinaryIO">;
 using MaybeProgress = Typed<"collections.abc.Callable[[int, int | None], object] | None">;
+using AnyNode = Typed<"cocoon._core.Node">;  // its class is bound later
 using AnyPaths = Typed<"collections.abc.Iterable[str | os.PathLike[str]]">;
 using Size = Typed<"int | str">;
 using Refs = py::Args<Text>;
@@ -271,8 +272,11 @@ A snapshot is a folder of plain files and a record; its storage interval in the 
 ends when it is gone. References are ids, names or unique id prefixes. One that is being read by a clone, a restore or
 an export is not deleted under it. Every call that fails or is interrupted leaves nothing behind.)",
                           py::release_gil_before_calling_cpp_dtor())
-      .def(py::init([](std::shared_ptr<Node> node) { return PyLocalFile{std::move(node)}; }),
-           py::arg("node").none(false))
+      .def(py::init([](const AnyNode& node) {
+             if (!py::isinstance<Node>(node)) refuse("node", node, "a Node");
+             return PyLocalFile{node.cast<std::shared_ptr<Node>>()};
+           }),
+           "node"_a)
       .def("create", &create, "source"_a, py::kw_only(), "name"_a = "", "description"_a = "", "hypervisor"_a = "",
            "cpu"_a = 0, "memory"_a = 0, "storage"_a = 0, "allow_paths"_a = py::tuple(), "progress"_a = py::none(),
            R"(A new snapshot from data files: a folder of them, or a tar archive (file or stream) of them.

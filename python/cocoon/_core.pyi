@@ -9,7 +9,7 @@ import datetime
 import os
 import pathlib
 import typing
-__all__: list[str] = ['AuditReport', 'Backend', 'CaptureRecorder', 'Disk', 'Entry', 'FileRecorder', 'Finding', 'Ledger', 'Node', 'NopRecorder', 'ReconcileReport', 'Recorder', 'Shape', 'Table', 'VM', 'VMConfig', 'kvm_status']
+__all__: list[str] = ['AuditReport', 'Backend', 'CaptureRecorder', 'Disk', 'Entry', 'FileRecorder', 'Finding', 'GCReport', 'Ledger', 'LocalFile', 'Node', 'NopRecorder', 'ReconcileReport', 'Recorder', 'Shape', 'Snapshot', 'Table', 'VM', 'VMConfig', 'kvm_status']
 class Shape:
     """
     What is billed: vCPUs, and bytes of memory and of storage. An immutable value.
@@ -517,6 +517,138 @@ class VM:
         """
         Of a live VM whose guest has a vsock: the UNIX socket that reaches its port P after a line "CONNECT P".
         """
+class Snapshot:
+    """
+    A complete snapshot, as the store had it at that moment.
+    """
+    def __eq__(self, other: object) -> bool:
+        ...
+    def __hash__(self) -> int:
+        ...
+    def __repr__(self) -> str:
+        ...
+    def to_dict(self) -> dict[str, typing.Any]:
+        """
+        JSON-ready; keys as in `cocoon snapshot inspect`.
+        """
+    @property
+    def cpu(self) -> int:
+        ...
+    @property
+    def created_at(self) -> datetime.datetime:
+        ...
+    @property
+    def description(self) -> str:
+        ...
+    @property
+    def hypervisor(self) -> str:
+        ...
+    @property
+    def id(self) -> str:
+        ...
+    @property
+    def kept(self) -> bool:
+        """
+        It holds a hibernated VM's memory, and goes when that wakes.
+        """
+    @property
+    def memory(self) -> int:
+        ...
+    @property
+    def name(self) -> str:
+        ...
+    @property
+    def size_bytes(self) -> int:
+        """
+        Logical bytes of its files: what is metered.
+        """
+    @property
+    def storage(self) -> int:
+        ...
+    @property
+    def vm_id(self) -> str:
+        """
+        Of the VM it was taken from; '' for an imported one.
+        """
+class LocalFile:
+    """
+    The node's snapshot store: ``node.snapshots``.
+    
+    A snapshot is a folder of plain files and a record; its storage interval in the ledger begins when it is complete and
+    ends when it is gone. References are ids, names or unique id prefixes. One that is being read by a clone, a restore or
+    an export is not deleted under it. Every call that fails or is interrupted leaves nothing behind.
+    """
+    def __init__(self, node: Node) -> None:
+        ...
+    def create(self, source: str | os.PathLike[str] | typing.BinaryIO, *, name: str = '', description: str = '', hypervisor: str = '', cpu: int = 0, memory: int | str = 0, storage: int | str = 0, allow_paths: collections.abc.Iterable[str | os.PathLike[str]] = (), progress: collections.abc.Callable[[int, int | None], typing.Any] | None = None) -> Snapshot:
+        """
+        A new snapshot from data files: a folder of them, or a tar archive (file or stream) of them.
+        
+        ``allow_paths`` are folders that its cocoon.json may name files in, beside the node's own.
+        Raises AlreadyExists, InvalidArgument, CorruptSnapshot, StoreError.
+        """
+    def data_dir(self, ref: str) -> pathlib.Path:
+        """
+        The folder of its files; they must not be changed.
+        """
+    def delete(self, *refs: str) -> list[str]:
+        """
+        Removes data and records, and closes their storage intervals; returns ids, each once.
+        
+        Raises NotFound (then nothing was removed), InvalidState (in use, or it holds a hibernated VM's memory), BulkError.
+        """
+    def export(self, ref: str, dest: str | os.PathLike[str] | typing.BinaryIO, *, compression: str = 'none', progress: collections.abc.Callable[[int, int | None], typing.Any] | None = None, sparse_records: str = 'gnu') -> int:
+        """
+        Writes a tar archive, holes kept, into a file (whole or not at all) or a stream; returns the bytes written.
+        
+        ``progress`` is called with the bytes of data done and in all. ``sparse_records``: "gnu" is what any tar restores,
+        "cocoon" the Go engine's own.
+        """
+    def export_dir(self, ref: str, dest: str | os.PathLike[str]) -> None:
+        """
+        Copies its files (by reflink where that can be) into a folder that is empty or absent; snapshot.json comes last.
+        """
+    def import_(self, source: str | os.PathLike[str] | typing.BinaryIO, *, name: str | None = None, description: str | None = None, progress: collections.abc.Callable[[int, int | None], typing.Any] | None = None, allow_paths: collections.abc.Iterable[str | os.PathLike[str]] = (), max_members: int | None = None, max_bytes: int | str | None = None, max_ratio: int | None = None) -> Snapshot:
+        """
+        A snapshot from what export or the Go engine wrote: an archive (file or stream; none, gzip or zstd), or a folder.
+        
+        ``name`` and ``description`` replace its own. ``progress`` is called with the bytes read and, where that is known, in
+        all. Nothing in it is trusted: ``allow_paths`` are folders that its cocoon.json may name files in, beside the node's
+        own; ``max_members`` and ``max_bytes`` (logical) bound what it holds, ``max_ratio`` what each compressed byte may become.
+        Raises CorruptSnapshot (path, member), AlreadyExists, StoreError.
+        """
+    def inspect(self, ref: str) -> Snapshot:
+        """
+        Raises NotFound, AmbiguousRef; InvalidState while it is being made.
+        """
+    def list(self) -> list[Snapshot]:
+        """
+        Complete ones, newest first.
+        """
+class GCReport:
+    """
+    What gc removed, or in a dry run would remove; a row for each thing.
+    """
+    def _repr_html_(self) -> str:
+        ...
+    @property
+    def dry_run(self) -> bool:
+        ...
+    @property
+    def failed(self) -> list[dict[str, typing.Any]]:
+        """
+        What could not be removed: the same rows with an error.
+        """
+    @property
+    def kept(self) -> int:
+        """
+        VMs and snapshots that stay.
+        """
+    @property
+    def removed(self) -> list[dict[str, typing.Any]]:
+        """
+        Rows of module, what, id, path (None where there is none), reason, bytes (on the disk).
+        """
 class ReconcileReport:
     """
     Ledger, records and processes, three ways; a row for each VM.
@@ -557,6 +689,14 @@ class Node:
         """
         What was committed is in the ledger and on the disk. Raises LedgerError if it cannot be.
         """
+    def gc(self, *, dry_run: bool = False, keep_last: int | None = None, max_age: float | datetime.timedelta | None = None, max_bytes: int | str | None = None) -> GCReport:
+        """
+        Removes what dead processes left: placeholders, folders, processes, staging, locks; closes dead VMs' intervals.
+        
+        Also the snapshots that any of these gives up: all but the ``keep_last`` newest; those unused for ``max_age``; the
+        longest unused until the others have at most ``max_bytes`` in all. What is in use or being made stays. May run at any
+        time, in many processes at once. ``dry_run`` only says what would go.
+        """
     def reconcile(self, *, fix: bool = False) -> ReconcileReport:
         """
         Compares ledger, records and processes; ``fix`` closes, adopts or kills through ordinary transitions.
@@ -590,6 +730,11 @@ class Node:
     @property
     def root(self) -> pathlib.Path:
         ...
+    @property
+    def snapshots(self) -> LocalFile:
+        """
+        The node's snapshot store.
+        """
 class Backend:
     """
     One hypervisor on one node.
@@ -601,6 +746,14 @@ class Backend:
     """
     def __init__(self, node: Node, hypervisor: str, *, binary: str | os.PathLike[str] | None = None, socket_timeout: float | datetime.timedelta = 5, stop_timeout: float | datetime.timedelta = 30, terminate_grace: float | datetime.timedelta = 5) -> None:
         ...
+    def clone(self, snapshot: str, config: VMConfig) -> VM:
+        """
+        A new VM that goes on where the snapshot's stopped; any number at once. What ``config`` leaves out is the
+        snapshot's, but for labels; cpu, memory and storage cannot differ. Kernel, initrd and command line count
+        from its next start.
+        
+        Raises InvalidArgument, AlreadyExists, CorruptSnapshot; then nothing is left of it.
+        """
     def console_log_path(self, ref: str) -> pathlib.Path:
         """
         What the guest printed since it was started; the run before is beside it, with '.1'.
@@ -620,6 +773,10 @@ class Backend:
         """
         Removes VMs, their folders, and closes their intervals. A running one raises InvalidState unless ``force``,
         which kills it. The loser of a race raises NotFound.
+        """
+    def hibernate(self, ref: str) -> VM:
+        """
+        Keeps a running VM's memory in a snapshot of its own and ends its VMM. A failure leaves it running.
         """
     def inspect(self, ref: str) -> VM:
         ...
@@ -656,8 +813,21 @@ class Backend:
         """
         Stops and starts.
         """
+    def restore(self, ref: str, snapshot: str) -> VM:
+        """
+        The VM goes back to a snapshot, whatever it does now, and takes its cpu, memory and storage.
+        
+        What can be refused is refused before anything is touched. After a later failure it has its old disks and
+        is in error.
+        """
     def resume(self, ref: str) -> None:
         ...
+    def snapshot(self, ref: str, *, name: str = '', description: str = '') -> Snapshot:
+        """
+        Memory, devices and disks of a running VM at one moment; the guest goes on at once.
+        
+        Raises AlreadyExists for the name, InvalidState if no guest runs.
+        """
     def start(self, *refs: str) -> builtins.list[str]:
         """
         Boots VMs and opens their compute intervals; a running one is left alone.
@@ -667,6 +837,10 @@ class Backend:
     def stop(self, *refs: str, force: bool = False, timeout: float | datetime.timedelta | None = None) -> builtins.list[str]:
         """
         Asks the guest to power off, waits ``timeout`` (default: stop_timeout), then ends the VMM; ``force`` kills.
+        """
+    def wake(self, ref: str) -> VM:
+        """
+        A hibernated VM goes on, and the snapshot that kept its memory goes. A failure leaves it hibernated.
         """
     @property
     def binary(self) -> pathlib.Path:
