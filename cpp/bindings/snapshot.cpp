@@ -30,6 +30,7 @@ using snapshot::SnapshotRecord;
 
 using PathOrStream = Typed<"str | os.PathLike[str] | typing.BinaryIO">;
 using MaybeProgress = Typed<"collections.abc.Callable[[int, int | None], object] | None">;
+using AnyNode = Typed<"cocoon._core.Node">;  // its class is bound later
 using AnyPaths = Typed<"collections.abc.Iterable[str | os.PathLike[str]]">;
 using Size = Typed<"int | str">;
 using Refs = py::Args<Text>;
@@ -271,8 +272,7 @@ A snapshot is a folder of plain files and a record; its storage interval in the 
 ends when it is gone. References are ids, names or unique id prefixes. One that is being read by a clone, a restore or
 an export is not deleted under it. Every call that fails or is interrupted leaves nothing behind.)",
                           py::release_gil_before_calling_cpp_dtor())
-      // Node is bound after this, since it has one: its name is said here by hand.
-      .def(py::init([](const Typed<"cocoon._core.Node">& node) {
+      .def(py::init([](const AnyNode& node) {
              if (!py::isinstance<Node>(node)) refuse("node", node, "a Node");
              return PyLocalFile{node.cast<std::shared_ptr<Node>>()};
            }),

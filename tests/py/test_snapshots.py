@@ -384,6 +384,8 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "sidecar names a file outside": (evil(("cocoon.json", SIDECAR % b"/etc/shadow")), "cocoon.json"),
     "sidecar names a way out": (evil(("cocoon.json", SIDECAR % b"../../x")), "cocoon.json"),
     "sidecar names what is not there": (evil(("cocoon.json", SIDECAR % b"cow.raw")), "cocoon.json"),
+    "description of the VM is no JSON": (evil(("vm.json", b"nonsense")), "vm.json"),
+    "description of the VM is large": (evil(("vm.json", b" " * (2 << 20))), "vm.json"),
     "sidecar is no JSON": (evil(("cocoon.json", b"nonsense")), "cocoon.json"),
     "map beyond the size": (
         evil(member("m", size=3, COCOON_sparse_map='[{"o":98,"l":3}]', COCOON_sparse_size="100")), "m"),

@@ -288,7 +288,7 @@ class Reconciler {
     std::error_code ignored;
     if (!std::filesystem::exists(system::Path(vm.run_dir) / kSavingFile, ignored)) return false;
     row.status = "left-paused";
-    if (fix_) {
+    if (fix_ && !only_garbage_) {
       try {
         if (PausedGuest::rescue(driver, vm, cancel_)) row.action = "resumed";
       } catch (const VmmError& error) {
@@ -302,7 +302,7 @@ class Reconciler {
   void dirty(const VmRecord& vm, const Liveness& alive, ReconcileRow row) {
     row.status = "half-restored";
     if (alive.process) row.pid = alive.process->pid;
-    if (fix_) {
+    if (fix_ && !only_garbage_) {
       if (alive.process) kill_process(*alive.process);
       DiskExchange::put_back(vm.config);
       if (commit_if(node_.store(), vm, lifecycle::RestoreFailed{.dirty = false}).race == Race::kWon)

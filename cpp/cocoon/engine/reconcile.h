@@ -6,7 +6,7 @@
 
 namespace cocoon::engine {
 
-// Records and processes alone: the ledger is not read, and what lives is not adopted.
+// Records and processes alone: the ledger is not read, and what is to live on is not put right.
 ReconcileReport reconcile_garbage(Node& node, bool fix, system::Cancel& cancel);
 
 }  // namespace cocoon::engine

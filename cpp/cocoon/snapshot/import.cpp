@@ -69,6 +69,7 @@ class Arrival {
   }
 
   SnapshotRecord publish(system::Cancel& cancel) {
+    check_saved_vm();
     if (const auto metadata = find_metadata_here()) {
       auto trust = store_.trust();
       trust.allowed.insert(trust.allowed.end(), options_.allowed_paths.begin(), options_.allowed_paths.end());
@@ -82,6 +83,19 @@ class Arrival {
   }
 
  private:
+  // What a clone would read first. Whether it may follow it is the clone's to decide.
+  void check_saved_vm() const {
+    try {
+      const auto text = system::find_text(dir() / lifecycle::kSavedVmFile, kMaxEnvelope);
+      if (text) (void)lifecycle::saved_vm_from_document(*text);
+    } catch (const InvalidArgument& error) {
+      refuse(shown_, lifecycle::kSavedVmFile, error.what());
+    } catch (const StoreError& error) {
+      if (error.code != 0) throw;
+      refuse(shown_, lifecycle::kSavedVmFile, "it is too long");
+    }
+  }
+
   std::optional<Metadata> find_metadata_here() const {
     try {
       return find_metadata(dir());
