@@ -128,6 +128,8 @@ class Backend {
   void drop_kept(const std::string& snapshot_id) const noexcept;
 
   // launch.cpp.
+  // vm.lock, for the VMM that is to be spawned. Errors Inconclusive: somebody keeps it. NotFound: removed meanwhile.
+  system::FileLock lock_run_dir(const lifecycle::VmRecord& vm, std::string_view verb, system::Cancel& cancel) const;
   // `saved`: what it will load, null if it is to boot.
   system::ProcessIdentity launch(const lifecycle::VmRecord& vm, const vmm::Saved* saved, std::string_view verb,
                                  system::Cancel& cancel);

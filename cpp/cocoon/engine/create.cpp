@@ -71,10 +71,11 @@ VmView Backend::create(const VmSpec& spec, system::Cancel& cancel) {
     make_vm_dirs(vm);
     node_->claim(node_->run_dir());
     node_->claim(node_->log_dir());
-    make_own_disk(spec, vm.config, cancel);
+    // Names before content: then the folders below are on the disk with the file, and syncing them costs nothing.
     {
       const auto made = system::FileLock::try_acquire(system::Path(vm.run_dir) / kLockFile);
     }
+    make_own_disk(spec, vm.config, cancel);
     cancel.check();
     // A record that outlives a power cut has a disk that does.
     system::sync_dir(vm.run_dir);

@@ -18,6 +18,7 @@ using namespace std::chrono_literals;
 using lifecycle::VmRecord;
 
 constexpr auto kLoadTimeout = 10min;  // memory is read from a disk
+constexpr auto kLockTimeout = 3s;     // of somebody who removes the VM
 constexpr std::size_t kLogLines = 20;
 
 // Each run has logs of its own; those of the run before stay beside them.
@@ -53,7 +54,8 @@ void Backend::report_death(const VmRecord& vm, std::string_view verb, const std:
 
 void Backend::wait_for_api(const VmRecord& vm, std::string_view verb, const system::Pidfd& process,
                            system::Cancel& cancel) const {
-  const auto deadline = std::chrono::steady_clock::now() + options_.socket_timeout;
+  const auto begin = std::chrono::steady_clock::now();
+  const auto deadline = begin + options_.socket_timeout;
   for (;;) {
     // Asked, not only connected to: a socket that we have bound takes connections before there is anybody to answer.
     const auto left = std::chrono::ceil<std::chrono::milliseconds>(deadline - std::chrono::steady_clock::now());
@@ -65,8 +67,9 @@ void Backend::wait_for_api(const VmRecord& vm, std::string_view verb, const syst
     } catch (const VmmError& error) {
       if (error.status != 0 || !error.body.empty()) throw;  // it has answered
     }
-    // The wait for its death is the pause between two looks.
-    if (process.wait(1ms, cancel)) report_death(vm, verb, "before its API socket answered");
+    // The wait for its death is the pause between two looks: short against what it has taken so far.
+    const auto pause = std::clamp<std::chrono::nanoseconds>((std::chrono::steady_clock::now() - begin) / 8, 100us, 1ms);
+    if (process.wait(pause, cancel)) report_death(vm, verb, "before its API socket answered");
     if (std::chrono::steady_clock::now() >= deadline) {
       auto tail = system::tail_text(driver_->log(vm), kLogLines);
       throw VmmTimeout(
@@ -77,11 +80,33 @@ void Backend::wait_for_api(const VmRecord& vm, std::string_view verb, const syst
   }
 }
 
+system::FileLock Backend::lock_run_dir(const VmRecord& vm, std::string_view verb, system::Cancel& cancel) const {
+  const auto path = system::Path(vm.run_dir) / kLockFile;
+  const auto deadline = std::chrono::steady_clock::now() + kLockTimeout;
+  for (;;) {
+    std::error_code ignored;
+    try {
+      if (auto lock = system::FileLock::try_acquire(path)) return *std::move(lock);
+    } catch (const StoreError&) {
+      if (std::filesystem::exists(path.parent_path(), ignored)) throw;
+    }
+    // No VMM was found alive, so it is somebody who removes the VM: first the folder goes, in a moment the record.
+    if (!find_vm(node_->store(), vm.id))
+      throw NotFound(fmt::format("{} {}: it was removed meanwhile", verb, vm.config.name), vm.id);
+    if (std::chrono::steady_clock::now() >= deadline)
+      throw Inconclusive(fmt::format("{} {}: {} is held by another process, so a VMM of it may be alive", verb,
+                                     vm.config.name, path.string()));
+    system::pause_for(1ms, cancel);
+  }
+}
+
 system::ProcessIdentity Backend::launch(const VmRecord& vm, const vmm::Saved* saved, std::string_view verb,
                                         system::Cancel& cancel) {
   const system::Path run_dir = vm.run_dir;
   const auto program = binary();
   make_vm_dirs(vm);
+  // Held by us until the VMM has inherited it, then by the VMM alone.
+  const auto lock = lock_run_dir(vm, verb, cancel);
   // A socket or exit file of an earlier run would be taken for this one's.
   remove_runtime_files(vm);
   system::remove_file(run_dir / kExitFile);
@@ -101,12 +126,7 @@ system::ProcessIdentity Backend::launch(const VmRecord& vm, const vmm::Saved* sa
   for (const auto& fd : command.passed) spec.pass_fds.push_back(fd.get());
   spec.exit_file = run_dir / kExitFile;
   spec.network_namespace = vm.config.network_namespace;
-  // Held by us until the VMM has inherited it, then by the VMM alone.
-  const auto lock = system::FileLock::try_acquire(run_dir / kLockFile);
-  if (!lock)
-    throw Inconclusive(fmt::format("{} {}: {} is held by another process, so a VMM of it may be alive", verb,
-                                   vm.config.name, (run_dir / kLockFile).string()));
-  spec.lock_fd = lock->fd();
+  spec.lock_fd = lock.fd();
   cancel.check();
   return system::spawn(node_->shim(), spec);
 }

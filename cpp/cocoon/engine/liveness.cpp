@@ -70,10 +70,10 @@ Liveness probe(const vmm::Driver& driver, const lifecycle::VmRecord& vm) {
       return {.life = Life::kAlive, .process = recorded->identity, .why = {}};
 
     const system::Path lock = system::Path(vm.run_dir) / kLockFile;
-    std::error_code ignored;
-    const bool held = system::FileLock::is_held(lock);
+    const auto state = system::FileLock::look(lock);
+    const bool held = state == system::FileLock::State::kHeld;
     // Without the file nobody can tell by it: somebody removed the folder, perhaps under a living VMM.
-    if (!held && (std::filesystem::exists(lock, ignored) || vm.state == lifecycle::VmState::kCreating)) return {};
+    if (state == system::FileLock::State::kFree || (!held && vm.state == lifecycle::VmState::kCreating)) return {};
     const auto found = find_processes(driver, vm);
     if (!found.empty()) return {.life = Life::kAlive, .process = found.front().identity, .why = {}};
     // Its first thread may be a zombie while the others, and the lock with them, still go: they are waited for.
@@ -143,7 +143,7 @@ std::optional<lifecycle::Death> find_death(const lifecycle::VmRecord& vm) {
     const auto recorded = find_recorded(vm);
     if (!recorded) return read();
     if (std::chrono::steady_clock::now() >= deadline) return std::nullopt;
-    system::pause_for(1ms, never);
+    system::pause_for(100us, never);
   }
 }
 
@@ -160,7 +160,7 @@ bool kill_process(const system::ProcessIdentity& process) {
   for (;;) {
     const auto found = system::find_process(process.pid);
     if (!found || !(found->identity == process) || std::chrono::steady_clock::now() >= deadline) return alive;
-    system::pause_for(200us, never);
+    system::pause_for(100us, never);
   }
 }
 

@@ -28,6 +28,25 @@ constexpr auto kProbeTimeout = 500ms;
 // How long a VMM that is started again and again while it is being removed is killed again.
 constexpr auto kPatience = 3s;
 
+// vm.lock, for as long as what it guards is removed. A VMM of this run dir holds it for all its life and is spawned
+// with it, so whoever has it knows that there is no such VMM and that there will be none: no need to look through all
+// of /proc. Empty: a VMM has it, or somebody who may be about to spawn one; or it is not there, and says nothing.
+class RunDirLock {
+ public:
+  explicit RunDirLock(const VmRecord& vm)
+      : lock_(system::FileLock::try_acquire_existing(system::Path(vm.run_dir) / kLockFile)) {}
+  // By name: a process forked meanwhile has inherited the open file, and must not prolong it.
+  ~RunDirLock() {
+    if (lock_) lock_->unlock();
+  }
+  RunDirLock(const RunDirLock&) = delete;
+  RunDirLock& operator=(const RunDirLock&) = delete;
+  explicit operator bool() const { return lock_.has_value(); }
+
+ private:
+  std::optional<system::FileLock> lock_;
+};
+
 bool has_killed(const std::vector<system::ProcessIdentity>& killed, const VmRecord& vm) {
   if (!vm.process) return !killed.empty();
   return std::find(killed.begin(), killed.end(), from_record(*vm.process)) != killed.end();
@@ -52,11 +71,16 @@ bool Backend::try_remove(const std::string& id, bool force, std::chrono::steady_
                          "running");
     if (kill_process(*alive.process)) killed.push_back(*alive.process);
   }
-  // Others that the record does not know of: spawned by a starter that died, or is about to lose its race.
-  for (const auto& stray : find_processes(*driver_, vm)) {
-    if (kill_process(stray.identity)) killed.push_back(stray.identity);
+  const RunDirLock lock(vm);
+  auto socket = system::probe_socket(driver_->api_socket(vm), kProbeTimeout);
+  if (!lock || socket != system::SocketProbe::kDead) {
+    // Others that the record does not know of: spawned by a starter that died, or is about to lose its race.
+    for (const auto& stray : find_processes(*driver_, vm)) {
+      if (kill_process(stray.identity)) killed.push_back(stray.identity);
+    }
+    socket = system::probe_socket(driver_->api_socket(vm), kProbeTimeout);
   }
-  switch (system::probe_socket(driver_->api_socket(vm), kProbeTimeout)) {
+  switch (socket) {
     case system::SocketProbe::kDead:
       break;
     case system::SocketProbe::kLive:

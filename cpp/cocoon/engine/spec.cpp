@@ -207,14 +207,12 @@ void make_own_disk(const VmSpec& spec, const lifecycle::VmConfig& config, system
       std::find_if(spec.disks.begin(), spec.disks.end(), [](const DiskSpec& d) { return d.role == "cow"; });
   if (base == spec.disks.end()) {
     system::make_sparse_file(own->path, own->size_bytes);
-  } else {
-    system::copy_file(std::filesystem::absolute(base->path), own->path, cancel);
-    if (own->format == "raw" && ::truncate(own->path.c_str(), own->size_bytes) != 0)
-      throw StoreError(system_message("grow disk " + own->path, errno), own->path, errno);
+    return;
   }
-  const system::Fd file(::open(own->path.c_str(), O_RDONLY | O_CLOEXEC));
-  if (!file || ::fsync(file.get()) != 0)
-    throw StoreError(system_message("sync disk " + own->path, errno), own->path, errno);
+  system::copy_file(std::filesystem::absolute(base->path), own->path, cancel, system::Sync::kLater);
+  if (own->format == "raw" && ::truncate(own->path.c_str(), own->size_bytes) != 0)
+    throw StoreError(system_message("grow disk " + own->path, errno), own->path, errno);
+  system::sync_file(own->path, cancel);
 }
 
 }  // namespace cocoon::engine

@@ -61,6 +61,7 @@ void remove_tree(const Path& path);
 void remove_file(const Path& path);
 
 // A new file (0600) of `size` bytes that holds nothing; an existing file is an error.
+// Durable  the file is on the disk; the name is once its folder was synced.
 void make_sparse_file(const Path& path, std::int64_t size_bytes);
 
 enum class Sync { kNow, kLater };  // kLater: by who asked, with sync_file()
@@ -83,15 +84,19 @@ class FileLock {
   static FileLock acquire(const Path& path, Cancel& cancel);
   // nullopt if somebody else holds it. is_held() of others does not count: it is waited out, up to a second.
   static std::optional<FileLock> try_acquire(const Path& path);
+  // The same for a file that somebody else makes: nullopt also if there is none.
+  static std::optional<FileLock> try_acquire_existing(const Path& path);
   // Shared with others who share it, while acquire() and exclude() of others wait and fail. In slices.
   static FileLock share(const Path& path, Cancel& cancel);
   // nullopt if somebody holds it exclusively.
   static std::optional<FileLock> try_share(const Path& path);
   // try_acquire() for locks that are shared: nullopt at once whoever holds it in whatever way.
   static std::optional<FileLock> try_exclude(const Path& path);
-  // True if somebody holds it now. An absent file is held by nobody, and is not made. Asks with a shared lock, held for
-  // microseconds: acquire() waits that long for us, try_acquire() too.
-  static bool is_held(const Path& path);
+  enum class State { kAbsent, kFree, kHeld };
+  // Whether somebody holds it now; an absent file is not made. Asks with a shared lock, held for microseconds:
+  // acquire() waits that long for us, try_acquire() too.
+  static State look(const Path& path);
+  static bool is_held(const Path& path) { return look(path) == State::kHeld; }
 
   ~FileLock() { release(); }
   FileLock(FileLock&&) noexcept = default;
@@ -111,6 +116,7 @@ class FileLock {
   explicit FileLock(Fd fd);
   static FileLock wait_for(const Path& path, int operation, Cancel& cancel);
   static std::optional<FileLock> try_now(const Path& path, int operation);
+  static std::optional<FileLock> try_patiently(const Path& path, int create_flag);
   void release();
   Fd fd_;
 };

@@ -23,9 +23,10 @@ constexpr microseconds kFirstPause{200};
 constexpr microseconds kLongestPause{20'000};
 constexpr milliseconds kProberLimit{1000};
 
-Fd open_lock_file(const Path& path) {
-  Fd fd(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOCTTY, 0600));
-  if (!fd) throw_store_error("open lock file", path);
+// `create_flag`: O_CREAT, or 0: empty if there is no such file.
+Fd open_lock_file(const Path& path, int create_flag = O_CREAT) {
+  Fd fd(::open(path.c_str(), O_RDWR | create_flag | O_CLOEXEC | O_NOCTTY, 0600));
+  if (!fd && (create_flag != 0 || errno != ENOENT)) throw_store_error("open lock file", path);
   return fd;
 }
 
@@ -121,33 +122,38 @@ FileLock FileLock::wait_for(const Path& path, int operation, Cancel& cancel) {
   }
 }
 
-std::optional<FileLock> FileLock::try_acquire(const Path& path) {
+std::optional<FileLock> FileLock::try_acquire(const Path& path) { return try_patiently(path, O_CREAT); }
+
+std::optional<FileLock> FileLock::try_acquire_existing(const Path& path) { return try_patiently(path, 0); }
+
+std::optional<FileLock> FileLock::try_patiently(const Path& path, int create_flag) {
   const auto deadline = steady_clock::now() + kProberLimit;
-  Fd fd = open_lock_file(path);
-  for (;;) {
+  Fd fd = open_lock_file(path, create_flag);
+  while (fd) {
     const bool locked = lock_file(fd.get(), LOCK_EX | LOCK_NB, path);
     if (!is_file_at(fd.get(), path)) {
-      fd = open_lock_file(path);
+      fd = open_lock_file(path, create_flag);
       continue;
     }
     if (locked) return FileLock(std::move(fd));
     if (!only_probed(fd.get(), path) || steady_clock::now() >= deadline) return std::nullopt;
     std::this_thread::sleep_for(microseconds(20));
   }
+  return std::nullopt;
 }
 
-bool FileLock::is_held(const Path& path) {
+FileLock::State FileLock::look(const Path& path) {
   Fd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK));
   if (!fd) {
-    if (errno == ENOENT) return false;
+    if (errno == ENOENT) return State::kAbsent;
     throw_store_error("open lock file", path);
   }
   // /proc/locks would disturb nobody, but inside a pid namespace it hides locks whose first owner is dead, which is
   // the normal case for a VMM that outlives its engine.
-  if (!lock_file(fd.get(), LOCK_SH | LOCK_NB, path)) return true;
+  if (!lock_file(fd.get(), LOCK_SH | LOCK_NB, path)) return State::kHeld;
   // Unlocked by name: closing alone would leave it held by a child that is between fork and exec.
   lock_file(fd.get(), LOCK_UN, path);
-  return false;
+  return State::kFree;
 }
 
 }  // namespace cocoon::system

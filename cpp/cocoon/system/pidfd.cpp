@@ -19,6 +19,7 @@ namespace cocoon::system {
 namespace {
 
 using std::chrono::milliseconds;
+using std::chrono::nanoseconds;
 using std::chrono::steady_clock;
 
 constexpr milliseconds kSlice = Cancel::kSlice / 2;  // so that a poll is never missed by a whole one
@@ -41,16 +42,16 @@ std::optional<Pidfd> Pidfd::open(const ProcessIdentity& identity) {
   return Pidfd(std::move(fd));
 }
 
-bool Pidfd::wait(milliseconds timeout, Cancel& cancel) const {
+bool Pidfd::wait(nanoseconds timeout, Cancel& cancel) const {
   const auto deadline = steady_clock::now() + timeout;
   for (;;) {
-    const auto left = std::chrono::ceil<milliseconds>(deadline - steady_clock::now());
-    const auto slice = std::clamp(left, milliseconds(0), kSlice);
+    const nanoseconds left = deadline - steady_clock::now();
+    const timespec slice{0, std::clamp<nanoseconds>(left, nanoseconds(0), kSlice).count()};
     pollfd poll{fd_.get(), POLLIN, 0};
-    const int ready = ::poll(&poll, 1, static_cast<int>(slice.count()));
+    const int ready = ::ppoll(&poll, 1, &slice, nullptr);
     if (ready > 0) return true;
     if (ready < 0 && errno != EINTR) throw Error(system_message("wait for a process", errno));
-    if (left <= milliseconds(0)) return false;
+    if (left <= nanoseconds(0)) return false;
     cancel.check();
   }
 }

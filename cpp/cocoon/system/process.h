@@ -47,7 +47,7 @@ class Pidfd {
   static std::optional<Pidfd> open(const ProcessIdentity& identity);
 
   // True once the process has died (zombies are dead); false when the time is up.
-  bool wait(std::chrono::milliseconds timeout, Cancel& cancel) const;
+  bool wait(std::chrono::nanoseconds timeout, Cancel& cancel) const;
   // False if it is gone already. Errors Error: not permitted.
   bool signal(int number) const;
 

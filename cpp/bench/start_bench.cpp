@@ -1,0 +1,318 @@
+// What the engine adds to its VMMs: a start's own time, the loop create → start → stop → remove, and 256 at once.
+//
+//     start_bench [--dir FOLDER] [--rounds 200] [--together 256]
+//
+// The VMMs are cocoon-simvmm, called as Firecracker and as Cloud Hypervisor. What stands against the engine is a bare
+// program that has the same VMM spawned by the same system::spawn(), waits for its socket in shorter steps than the
+// engine may, sends the same requests, with bodies written beforehand, over a single connection, and ends the guest by
+// the same request. It keeps no record and no ledger, makes no folder and no disk (one of each is made beforehand and
+// used by all of its VMs), asks nobody whether something is alive, and removes what is left while no clock runs.
+// So whatever the engine does beyond spawning, waiting and asking counts as the engine's own, its syncs included.
+
+#include <sys/stat.h>
+
+#include <array>
+#include <charconv>
+#include <string>
+#include <string_view>
+#include <thread>
+#include <vector>
+
+#include "cocoon/engine/backend.h"
+#include "cocoon/engine/node.h"
+#include "cocoon/error.h"
+#include "cocoon/system/http.h"
+#include "cocoon/system/process.h"
+#include "cocoon/system/socket.h"
+
+#include "bench_support.h"
+
+namespace {
+
+namespace fs = std::filesystem;
+namespace bench = cocoon::bench;
+namespace engine = cocoon::engine;
+namespace sys = cocoon::system;
+using bench::Clock;
+using namespace std::chrono_literals;
+
+constexpr double kOwnTimeLimitUs = 2000;
+constexpr double kLoopLimit = 1.25;
+constexpr double kTogetherLimit = 1.0;
+constexpr int kWarmUps = 150;
+constexpr auto kTimeout = 10s;
+constexpr std::size_t kMaxBody = 50'000;
+constexpr std::int64_t kDiskBytes = std::int64_t{1} << 30;
+constexpr std::string_view kVmId = "abcdefghijklmnopqrstuvwxyz";
+
+struct Request {
+  std::string_view method;
+  std::string target;
+  std::string body = {};
+};
+
+// What a program must know of a VMM to run a guest under it.
+struct Vmm {
+  std::string_view name;
+  std::vector<std::string> arguments;
+  bool takes_socket;               // bound by us, as descriptor 4; else it makes api.sock itself
+  Request is_ready;                // the first that is answered
+  std::vector<Request> boot;       // as the driver's boot()
+  std::vector<Request> power_off;  // as the driver's guest_state() and request_power_off()
+};
+
+Vmm firecracker(const fs::path& kernel, const fs::path& disk) {
+  return {.name = "firecracker",
+          .arguments = {"--id", std::string(kVmId), "--api-sock", "api.sock", "--log-path", "vmm.log", "--level",
+                        "Warning"},
+          .takes_socket = false,
+          .is_ready = {"GET", "/"},
+          .boot = {{"GET", "/"},
+                   {"PUT", "/machine-config", R"({"mem_size_mib":512,"vcpu_count":1})"},
+                   {"PUT", "/boot-source",
+                    fmt::format(R"({{"boot_args":"console=ttyS0 reboot=k panic=1","kernel_image_path":"{}"}})",
+                                kernel.string())},
+                   {"PUT", "/drives/disk0",
+                    fmt::format(R"({{"cache_type":"Writeback","drive_id":"disk0","is_read_only":false,)"
+                                R"("is_root_device":false,"path_on_host":"{}"}})",
+                                disk.string())},
+                   {"PUT", "/entropy", "{}"},
+                   {"PUT", "/vsock", R"({"guest_cid":3,"uds_path":"vsock.uds"})"},
+                   {"PUT", "/actions", R"({"action_type":"InstanceStart"})"}},
+          .power_off = {{"GET", "/"}, {"PUT", "/actions", R"({"action_type":"SendCtrlAltDel"})"}}};
+}
+
+Vmm cloud_hypervisor(const fs::path& kernel, const fs::path& disk) {
+  return {.name = "cloud-hypervisor",
+          .arguments = {"--api-socket", "fd=4"},
+          .takes_socket = true,
+          .is_ready = {"GET", "/api/v1/vm.info"},
+          .boot = {{"GET", "/api/v1/vmm.ping"},
+                   {"PUT", "/api/v1/vm.create",
+                    fmt::format(R"({{"console":{{"mode":"Off"}},"cpus":{{"boot_vcpus":1,"max_vcpus":1}},)"
+                                R"("disks":[{{"id":"disk0","image_type":"Raw","path":"{}","readonly":false,)"
+                                R"("sparse":true}}],"memory":{{"shared":true,"size":536870912}},)"
+                                R"("payload":{{"cmdline":"console=ttyS0","kernel":"{}"}},)"
+                                R"("serial":{{"mode":"Socket","socket":"console.sock"}},)"
+                                R"("vsock":{{"cid":3,"id":"vsock","socket":"vsock.uds"}}}})",
+                                disk.string(), kernel.string())},
+                   {"PUT", "/api/v1/vm.boot"}},
+          .power_off = {{"GET", "/api/v1/vm.info"}, {"PUT", "/api/v1/vm.power-button"}}};
+}
+
+// Microseconds of each step. The bare program neither creates nor removes.
+struct Times {
+  std::vector<double> create;
+  std::vector<double> start;
+  std::vector<double> stop;
+  std::vector<double> remove;
+  std::vector<double> loop;
+};
+
+class Bare {
+ public:
+  Bare(const Vmm& vmm, fs::path binary, fs::path folder) : vmm_(vmm), folder_(std::move(folder)) {
+    fs::create_directory(folder_);
+    spec_.argv = vmm.arguments;
+    spec_.argv.insert(spec_.argv.begin(), binary.string());
+    spec_.environment = sys::base_environment();
+    spec_.working_dir = folder_;
+    spec_.output = folder_ / "output";
+    spec_.exit_file = folder_ / "exit";
+  }
+
+  void run(Times& times) {
+    for (const char* left : {"api.sock", "console.sock", "vsock.uds", "exit"}) fs::remove(folder_ / left);
+    const auto begin = Clock::now();
+    const auto process = start();
+    times.start.push_back(bench::microseconds_since(begin));
+    const auto middle = Clock::now();
+    stop(process);
+    times.stop.push_back(bench::microseconds_since(middle));
+    times.loop.push_back(bench::microseconds_since(begin));
+  }
+
+ private:
+  sys::Pidfd start() {
+    auto spec = spec_;
+    sys::Fd socket;
+    if (vmm_.takes_socket) {
+      socket = sys::listen_on(folder_ / "api.sock");
+      spec.pass_fds = {socket.get()};
+    }
+    const auto identity = sys::spawn(COCOON_SHIM, spec);
+    socket.reset();
+    auto process = sys::Pidfd::open(identity);
+    if (!process) throw std::runtime_error(fmt::format("{} ended at once", vmm_.name));
+    sys::HttpSession api(folder_ / "api.sock", kMaxBody, kTimeout, never_);
+    await(api, *process);
+    for (const auto& request : vmm_.boot) send(api, request);
+    return *std::move(process);
+  }
+
+  void await(sys::HttpSession& api, const sys::Pidfd& process) {
+    for (;;) {
+      try {
+        static_cast<void>(api.request(vmm_.is_ready.method, vmm_.is_ready.target));
+        return;
+      } catch (const cocoon::VmmError&) {
+        if (process.wait(0ms, never_)) throw;
+      }
+      std::this_thread::sleep_for(100us);
+    }
+  }
+
+  void stop(const sys::Pidfd& process) {
+    sys::HttpSession api(folder_ / "api.sock", kMaxBody, kTimeout, never_);
+    for (const auto& request : vmm_.power_off) send(api, request);
+    if (!process.wait(kTimeout, never_)) throw std::runtime_error(fmt::format("{} did not end", vmm_.name));
+  }
+
+  static void send(sys::HttpSession& api, const Request& request) {
+    const auto answer = api.request(request.method, request.target, request.body);
+    if (answer.status >= 300)
+      throw std::runtime_error(fmt::format("{} {}: {} {}", request.method, request.target, answer.status, answer.body));
+  }
+
+  const Vmm& vmm_;
+  fs::path folder_;
+  sys::SpawnSpec spec_;
+  sys::Cancel never_;
+};
+
+class Engine {
+ public:
+  Engine(engine::Node& node, const Vmm& vmm, fs::path kernel) : backend_(node, vmm.name), kernel_(std::move(kernel)) {}
+
+  std::string create(std::string name) {
+    engine::VmSpec spec;
+    spec.name = std::move(name);
+    spec.storage_bytes = kDiskBytes;
+    spec.kernel = kernel_.string();
+    return backend_.create(spec, never_).record.id;
+  }
+
+  void warm_up() { backend_.remove(std::vector{create("warm-up")}, false, never_); }
+
+  void run(Times& times) {
+    const auto timed = [](std::vector<double>& into, auto&& step) {
+      const auto begin = Clock::now();
+      step();
+      into.push_back(bench::microseconds_since(begin));
+    };
+    timed(times.loop, [&] {
+      std::vector<std::string> ids;
+      timed(times.create, [&] { ids.push_back(create("bench")); });
+      timed(times.start, [&] { backend_.start(ids, never_); });
+      timed(times.stop, [&] { backend_.stop(ids, {}, never_); });
+      timed(times.remove, [&] { backend_.remove(ids, false, never_); });
+    });
+  }
+
+  // Microseconds per VM of one call that starts all of them.
+  double start_together(int count) {
+    std::vector<std::string> ids;
+    for (int i = 0; i < count; ++i) ids.push_back(create(fmt::format("together-{}", i)));
+    const auto begin = Clock::now();
+    backend_.start(ids, never_);
+    const double took = bench::microseconds_since(begin);
+    backend_.remove(ids, true, never_);
+    return took / count;
+  }
+
+ private:
+  engine::Backend backend_;
+  fs::path kernel_;
+  sys::Cancel never_;
+};
+
+double median_difference(const std::vector<double>& a, const std::vector<double>& b) {
+  std::vector<double> differences;
+  for (std::size_t i = 0; i < a.size(); ++i) differences.push_back(a[i] - b[i]);
+  return bench::median(differences);
+}
+
+void print_steps(std::string_view vmm, std::string_view whose, const Times& times) {
+  fmt::print(stderr, "{:<18} {:<8} {:>8.0f} {:>8.0f} {:>8.0f} {:>8.0f} {:>8.0f}\n", vmm, whose,
+             bench::median(times.create), bench::median(times.start), bench::median(times.stop),
+             bench::median(times.remove), bench::median(times.loop));
+}
+
+std::vector<bench::Row> measure(engine::Node& node, const Vmm& vmm, const fs::path& kernel, const fs::path& folder,
+                                int rounds, int together) {
+  Engine ours(node, vmm, kernel);
+  Bare bare(vmm, node.find_binary(vmm.name), folder);
+  // Until the database's log has its size, which it then keeps: growing a file is a slower kind of sync.
+  Times warm_up;
+  for (int round = 0; round < kWarmUps; ++round) ours.warm_up();
+  ours.run(warm_up);
+  bare.run(warm_up);
+  Times of_ours;
+  Times of_bare;
+  for (int round = 0; round < rounds; ++round) {
+    ours.run(of_ours);
+    bare.run(of_bare);
+  }
+  std::vector<double> per_vm;
+  for (int round = 0; round < 3; ++round) per_vm.push_back(ours.start_together(together));
+  print_steps(vmm.name, "engine", of_ours);
+  print_steps(vmm.name, "bare", of_bare);
+  return {{.what = fmt::format("start, {}: engine's own time", vmm.name),
+           .unit = "us",
+           .value = median_difference(of_ours.start, of_bare.start),
+           .baseline = kOwnTimeLimitUs,
+           .against = "allowed",
+           .limit = 1},
+          {.what = fmt::format("create, start, stop, remove: {}", vmm.name),
+           .unit = "us",
+           .value = bench::median(of_ours.loop),
+           .baseline = bench::median(of_bare.loop),
+           .against = "bare spawn and calls",
+           .limit = kLoopLimit},
+          {.what = fmt::format("{} starts at once, per VM: {}", together, vmm.name),
+           .unit = "us",
+           .value = bench::median(per_vm),
+           .baseline = bench::median(of_ours.start),
+           .against = "one alone",
+           .limit = kTogetherLimit}};
+}
+
+// The simulator is a VMM under that VMM's name.
+fs::path install(const bench::Folder& folder, std::string_view name) {
+  auto path = folder / name;
+  fs::copy_file(COCOON_SIMVMM, path);
+  return path;
+}
+
+}  // namespace
+
+int main(int count, char** values) {
+  const bench::Folder folder(bench::argument(count, values, "--dir", fs::temp_directory_path()));
+  const int rounds = std::stoi(bench::argument(count, values, "--rounds", "200"));
+  const int together = std::stoi(bench::argument(count, values, "--together", "256"));
+
+  const auto kernel = folder / "kernel";
+  std::string elf =
+      "\x7f"
+      "ELF";
+  elf.resize(1024);
+  cocoon::system::write_text_atomic(kernel, elf);
+  const auto disk = folder / "disk";
+  cocoon::system::make_sparse_file(disk, kDiskBytes);
+
+  engine::NodeOptions options;
+  options.root = folder / "node";
+  options.shim = COCOON_SHIM;
+  for (const auto* name : {"firecracker", "cloud-hypervisor"}) options.binaries[name] = install(folder, name);
+  engine::Node node(options);
+
+  fmt::print(stderr, "\n{:<27} {:>8} {:>8} {:>8} {:>8} {:>8}  us, p50\n", "", "create", "start", "stop", "remove",
+             "loop");
+  std::vector<bench::Row> rows;
+  for (const auto& vmm : {firecracker(kernel, disk), cloud_hypervisor(kernel, disk)}) {
+    const auto of_one = measure(node, vmm, kernel, folder / fmt::format("bare-{}", vmm.name), rounds, together);
+    rows.insert(rows.end(), of_one.begin(), of_one.end());
+  }
+  bench::report(rows);
+  return 0;
+}
