@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
-import pandas as pd
+import pandas as pd  # type: ignore[import-untyped]
 import polars as pl
-import pyarrow as pa
+import pyarrow as pa  # type: ignore[import-untyped]
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -115,8 +115,8 @@ def test_any_interleaving_pairs_as_in_plain_python(
 ) -> None:
     text = ""
     for seq, (entry, damage, spaced) in enumerate(made, start=1):
-        more = {name: entry[name] for name in ("interval", "boot_id", "uptime_ns", "ended_uptime_ns", "reason", "labels")
-                if name in entry}  # fmt: skip
+        kept = ("interval", "boot_id", "uptime_ns", "ended_uptime_ns", "reason", "labels")
+        more: dict[str, Any] = {name: entry[name] for name in kept if name in entry}
         if "ended_at" in entry:
             more["ended_at"] = json.loads(line("vm.compute.stop", "x", entry["ended_at"] / 1000))["emitted_at"]
         one = line(entry["kind"], entry["id"], entry["at"] / 1000, seq=seq, **more)
@@ -143,7 +143,7 @@ def test_usage_is_the_exact_sum_of_the_plain_pairing(path: Path) -> None:
 
 def test_duckdb_pairs_alike(path: Path) -> None:
     ours = pa.table(Ledger(path).intervals(until=UNTIL))  # noqa: F841 - DuckDB finds it by its name
-    both = duckdb.sql(f"""
+    both = duckdb.execute(f"""
         with paired as (
           select vm_id as id, seq as start_seq, kind, lead(seq) over w as stop_seq,
                  lead(uptime_ns) over w - uptime_ns as length_ns
@@ -173,7 +173,7 @@ def test_everybody_takes_the_same_from_arrow(path: Path) -> None:
     assert polars.schema["start"] == pl.Datetime("ns", "UTC")
     assert str(pandas["start"].dtype) == "datetime64[ns, UTC]"
     assert arrow.column("labels").type == pa.map_(pa.string(), pa.string(), keys_sorted=True)
-    total = duckdb.sql("select sum(length_ns), count(*) from arrow").fetchall()[0]
+    total = duckdb.execute("select sum(length_ns), count(*) from arrow").fetchall()[0]
     assert total == (sum(row["length_ns"] for row in table.to_pylist()), len(table))
 
 
