@@ -16,8 +16,9 @@ libfmt-dev  formats messages
 libspdlog-dev  logs
 nlohmann-json3-dev  reads and writes JSON
 libsqlitecpp-dev  the store, on SQLite
-libzstd-dev  rotated parts of the ledger
-zlib1g-dev  ledgers that somebody gzipped'
+libarchive-dev  reads and writes archives of snapshots
+zlib1g-dev  gzip, of ledgers and snapshots
+libzstd-dev  zstd, of ledgers and snapshots'
 packages_python='python3  runs the package
 python3-dev  headers of Python, for the extension module
 python3-venv  makes .venv, so that nothing is installed outside this folder'

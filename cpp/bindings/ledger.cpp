@@ -16,8 +16,10 @@
 
 #include "cocoon/ledger/audit.h"
 #include "cocoon/ledger/checkpoint.h"
+#include "cocoon/ledger/export.h"
 #include "cocoon/ledger/follow.h"
 #include "cocoon/ledger/reader.h"
+#include "cocoon/ledger/selection.h"
 #include "cocoon/ledger/table.h"
 #include "cocoon/ledger/usage.h"
 
@@ -40,6 +42,7 @@ using metering::Entry;
 struct PyLedger {
   ledger::Selection selection;
   std::uint64_t expected = 0;  // of a node's own: as ledger::audit has it
+  std::string node_id;         // of a node's own
 };
 
 ledger::Check check_of(system::Cancel& cancel) {
@@ -191,6 +194,68 @@ Table usage(const PyLedger& source, const Typed<"collections.abc.Iterable[str]">
   });
 }
 
+// Blocks of bytes go to `write`, which runs with the GIL; so does `progress`. None: the ledger was rotated meanwhile,
+// and what was written is not all, or not once.
+std::optional<std::uint64_t> export_blocks(
+    const PyLedger& source, const Typed<"collections.abc.Callable[[bytes], object]">& write, const std::string& format,
+    std::uint64_t since_seq, std::optional<std::uint64_t> until_seq, const std::string& node_id, std::int64_t every_ns,
+    const Typed<"collections.abc.Callable[[int, int | None], object] | None">& progress) {
+  ledger::ExportQuery query;
+  query.format = ledger::parse_export_format(format);
+  query.node_id = node_id;
+  query.since_seq = since_seq;
+  query.until_seq = until_seq;
+  query.every_ns = every_ns;
+  const auto sink = [&](std::string_view block) {
+    const py::gil_scoped_acquire acquired;
+    write(py::bytes(block.data(), block.size()));
+  };
+  ledger::ExportProgress told;
+  if (!progress.is_none()) {
+    told = [&](std::uint64_t done, std::uint64_t total) {
+      const py::gil_scoped_acquire acquired;
+      progress(done, total);
+    };
+  }
+  return blocking([&](system::Cancel& cancel) -> std::optional<std::uint64_t> {
+    const Files files = ledger::find_files(source.selection);
+    const auto before = ledger::identities(files);
+    const auto moved = [&] { return ledger::identities(ledger::find_files(source.selection)) != before; };
+    try {
+      const std::uint64_t rows = ledger::export_ledger(files, query, sink, told, check_of(cancel));
+      return moved() ? std::nullopt : std::optional(rows);
+    } catch (const LedgerError&) {
+      if (!moved()) throw;
+      return std::nullopt;
+    }
+  });
+}
+
+JsonRows intervals_of(const PyLedger& source, const Typed<"collections.abc.Iterable[str]">& ids,
+                      const MaybeDatetime& until) {
+  const auto wanted = to_texts("ids", ids);
+  const std::int64_t until_ns = to_optional_time("until", until).value_or(now_ns());
+  const auto found = reading(source, [&](const Files& files, const ledger::Check& check) {
+    return ledger::read_intervals_of(files, {wanted.begin(), wanted.end()}, until_ns, check);
+  });
+  py::list rows;
+  for (const ledger::Interval& i : found) {
+    const auto reason = [](const std::optional<metering::Reason>& value) {
+      return value ? std::string(to_string(*value)) : std::string();
+    };
+    rows.append(py::dict("id"_a = to_str(i.id), "kind"_a = std::string(to_string(i.dimension)),
+                         "hypervisor"_a = to_str(i.hypervisor), "cpu"_a = i.shape.cpu,
+                         "mem_bytes"_a = i.shape.mem_bytes, "storage_bytes"_a = i.shape.storage_bytes,
+                         "start_ns"_a = i.start_ns, "length_ns"_a = i.length_ns, "open"_a = i.open,
+                         "start_reason"_a = reason(i.start_reason), "stop_reason"_a = reason(i.stop_reason),
+                         "source_snapshot_id"_a = to_str(i.source_snapshot_id), "labels"_a = i.labels));
+  }
+  return rows;
+}
+
+// Methods that are written in Python: what has to do with formats and pictures of others.
+py::object reports(const char* function) { return py::module_::import("cocoon._reports").attr(function); }
+
 py::typing::Iterator<Entry> follow(const PyLedger& source, const Typed<"float | datetime.timedelta">& poll,
                                    bool from_start) {
   // Followed oftener than this, a quiet ledger would only cost.
@@ -209,35 +274,9 @@ std::string quoted_paths(const PyLedger& source) {
   return paths;
 }
 
-std::string ledger_html(const PyLedger& source) {
-  const Table table = intervals(source, MaybeDatetime(py::none()));
-  return fmt::format("<p>Ledger {}: {} intervals</p>{}", escape_html(quoted_paths(source)), table.rows(),
-                     to_html(table));
-}
-
-std::string audit_html(const AuditReport& report) {
-  constexpr std::size_t kShown = 50;
-  std::string html = fmt::format("<p>{} entries: {}</p>", report.entries,
-                                 report.ok() ? "nothing found" : fmt::format("{} findings", report.findings.size()));
-  if (report.ok()) {
-    return html;
-  }
-  html +=
-      "<table><thead><tr><th>code</th><th>line</th><th>offset</th><th>seq</th><th>vm_id</th><th>snapshot_id</th>"
-      "<th>message</th></tr></thead><tbody>";
-  const auto number = [](const std::optional<std::uint64_t>& n) { return n ? std::to_string(*n) : std::string(); };
-  for (std::size_t i = 0; i < std::min(report.findings.size(), kShown); ++i) {
-    const Finding& f = report.findings[i];
-    html += fmt::format("<tr><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>",
-                        to_string(f.code), number(f.line), number(f.offset), number(f.seq), escape_html(f.vm_id),
-                        escape_html(f.snapshot_id), escape_html(f.message));
-  }
-  html += "</tbody></table>";
-  if (report.findings.size() > kShown) {
-    html += fmt::format("<p>{} of {} findings</p>", kShown, report.findings.size());
-  }
-  return html;
-}
+using ExportDest = Typed<"str | os.PathLike[str] | typing.BinaryIO">;
+using ExportFormatName = Typed<"typing.Literal['csv', 'parquet', 'jsonl', 'focus', 'cloudevents']">;
+using MaybeProgress = Typed<"collections.abc.Callable[[int, int | None], object] | None">;
 
 void bind_audit(py::module_& m) {
   py::class_<Finding>(m, "Finding", "One thing that is wrong with a ledger, and where.")
@@ -257,7 +296,7 @@ void bind_audit(py::module_& m) {
       .def_readonly("entries", &AuditReport::entries, "Well-formed lines.")
       .def_property_readonly(
           "findings", [](const AuditReport& r) { return r.findings; }, "In the order of the lines.")
-      .def("_repr_html_", [](const AuditReport& r) { return to_str(audit_html(r)); })
+      .def("_repr_html_", [](const py::object& self) -> py::str { return reports("audit_html")(self); })
       .def("__repr__", [](const AuditReport& r) {
         return fmt::format("<AuditReport of {} entries: {} findings>", r.entries, r.findings.size());
       });
@@ -287,10 +326,11 @@ Raises LedgerError from each reading: nothing is there, or it cannot be read.)")
       .def(py::init(&make_ledger))
       .def_static(
           "_of_node",
-          [](const AnyPath& path, std::uint64_t expected) {
-            return PyLedger{{{from_path("path", path)}, true}, expected};
+          [](const AnyPath& path, std::uint64_t expected, const std::string& node_id) {
+            return PyLedger{{{from_path("path", path)}, true}, expected, node_id};
           },
-          "path"_a, "expected"_a, "The ledger ``path`` with its rotated parts, which holds all up to ``expected``.")
+          "path"_a, "expected"_a, "node_id"_a,
+          "The ledger ``path`` with its rotated parts, which holds all up to ``expected``.")
       .def("__iter__",
            [](const PyLedger& source) -> py::typing::Iterator<Entry> {
              return py::cast(std::make_unique<EntryIterator>(source));
@@ -322,7 +362,39 @@ Raises InvalidArgument.)")
           "What is wrong with the ledger, each fault once.")
       .def("follow", &follow, py::kw_only(), "poll"_a = 0.5, "from_start"_a = false,
            "New entries as they are appended, for ever; ``from_start``: after all that are there.")
-      .def("_repr_html_", [](const PyLedger& source) { return to_str(ledger_html(source)); })
+      .def("_export", &export_blocks, "write"_a, "format"_a, "since_seq"_a, "until_seq"_a, "node_id"_a, "every_ns"_a,
+           "progress"_a)
+      .def(
+          "export",
+          [](const py::object& self, const ExportDest& dest, const ExportFormatName& format, const Int& since_seq,
+             const MaybeInt& until_seq, const MaybeProgress& progress, const Typed<"float | datetime.timedelta">& every,
+             const Typed<"str | None">& node_id) -> py::int_ {
+            return reports("export")(self, dest, "format"_a = format, "since_seq"_a = since_seq,
+                                     "until_seq"_a = until_seq, "progress"_a = progress,
+                                     "every_ns"_a = to_duration("every", every), "node_id"_a = node_id);
+          },
+          "dest"_a, py::kw_only(), "format"_a, "since_seq"_a = 1, "until_seq"_a = py::none(), "progress"_a = py::none(),
+          "every"_a = 86400, "node_id"_a = py::none(),
+          R"(Writes the entries with these numbers to a path (whole or not at all) or a binary file; returns the rows.
+
+The same range gives the same bytes. ``csv``, ``parquet`` (needs the extra ``parquet``), ``jsonl``, ``cloudevents``: a row
+per entry. ``focus``: a row per interval and bucket of ``every``, for those who replace rows by x_RowId. ``node_id`` is part
+of ids; left out: the node's, else one made from the first entry.
+Raises InvalidArgument; LedgerError; OSError from writing.)")
+      .def(
+          "timeline",
+          [](const py::object& self, const Typed<"collections.abc.Iterable[str] | None">& ids,
+             const MaybeDatetime& since, const MaybeDatetime& until, const Int& most)
+              ->Typed<"typing.Any"> {
+                return reports("timeline")(self, "ids"_a = ids, "since"_a = since, "until"_a = until, "most"_a = most);
+              },
+          py::kw_only(), "ids"_a = py::none(), "since"_a = py::none(), "until"_a = py::none(), "most"_a = 40,
+          R"(A picture of what ran when, interactive in a notebook; ``save("x.svg")`` or ``save("x.png")`` of it is a file.
+
+At most ``most`` VMs and snapshots, those that have used most first. Needs the extra ``notebook``.)")
+      .def("_intervals_of", &intervals_of, "ids"_a, "until"_a = py::none())
+      .def_readonly("_node_id", &PyLedger::node_id)
+      .def("_repr_html_", [](const py::object& self) -> py::str { return reports("ledger_html")(self); })
       .def("__repr__", [](const PyLedger& source) { return fmt::format("Ledger({})", quoted_paths(source)); });
 }
 

@@ -11,5 +11,7 @@ PYBIND11_MODULE(_core, m) {
   cocoon::bindings::bind_metering(m);
   cocoon::bindings::bind_ledger(m);
   cocoon::bindings::bind_vm(m);
+  cocoon::bindings::bind_snapshot(m);
+  cocoon::bindings::bind_gc(m);
   cocoon::bindings::bind_node(m);
 }

@@ -2,6 +2,7 @@
 
 #include "cocoon/engine/node.h"
 
+#include <chrono>
 #include <memory>
 #include <string>
 #include <utility>
@@ -13,6 +14,7 @@
 #include "cocoon/engine/backend.h"
 
 #include "bindings/bind.h"
+#include "bindings/snapshot.h"
 #include "bindings/support.h"
 #include "bindings/vm.h"
 
@@ -91,23 +93,6 @@ py::dict to_dict(const ReconcileRow& row) {
   return py::dict("id"_a = to_str(row.id), "name"_a = to_str(row.name), "hypervisor"_a = row.hypervisor,
                   "status"_a = row.status, "record_state"_a = row.record_state, "ledger_state"_a = row.ledger_state,
                   "pid"_a = row.pid != 0 ? py::object(py::int_(row.pid)) : py::none(), "action"_a = to_str(row.action));
-}
-
-std::string report_html(const ReconcileReport& report) {
-  std::string html = fmt::format("<p>reconcile: {}</p><table><thead><tr>", report.ok ? "ok" : "not ok");
-  bool has_head = false;
-  std::string body;
-  for (const auto& row : report.rows) {
-    body += "<tr>";
-    for (const auto& [key, value] : to_dict(row)) {
-      if (!has_head) html += fmt::format("<th>{}</th>", key.cast<std::string>());
-      const auto text = value.is_none() ? std::string() : std::string(py::str(value));
-      body += fmt::format("<td>{}</td>", escape_html(text));
-    }
-    has_head = true;
-    body += "</tr>";
-  }
-  return html + "</tr></thead><tbody>" + body + "</tbody></table>";
 }
 
 using NodeClass = py::class_<Node, std::shared_ptr<Node>>;
@@ -214,13 +199,64 @@ void bind_backend(BackendClass& backend) {
           },
           "ref"_a)
       .def(
+          "snapshot",
+          [](const PyBackend& b, const Text& ref, const Text& name, const Text& description) {
+            const engine::SnapshotOptions options{.name = to_text("name", name),
+                                                  .description = to_text("description", description)};
+            return blocking(
+                [&, id = to_text("ref", ref)](system::Cancel& c) { return b.backend->snapshot(id, options, c); });
+          },
+          "ref"_a, py::kw_only(), "name"_a = "", "description"_a = "",
+          "Memory, devices and disks of a running VM at one moment; the guest goes on at once.\n\n"
+          "Raises AlreadyExists for the name, InvalidState if no guest runs.")
+      .def(
+          "clone",
+          [](const PyBackend& b, const Text& snapshot, const engine::VmSpec& config) {
+            return blocking([&, id = to_text("snapshot", snapshot)](system::Cancel& c) {
+              return b.backend->clone(id, config, c);
+            });
+          },
+          "snapshot"_a, "config"_a,
+          "A new VM that goes on where the snapshot's stopped; any number at once. What ``config`` leaves out is the\n"
+          "snapshot's, but for labels; cpu, memory and storage cannot differ. Kernel, initrd and command line count\n"
+          "from its next start.\n\n"
+          "Raises InvalidArgument, AlreadyExists, CorruptSnapshot; then nothing is left of it.")
+      .def(
+          "restore",
+          [](const PyBackend& b, const Text& ref, const Text& snapshot) {
+            return blocking([&, id = to_text("ref", ref), from = to_text("snapshot", snapshot)](system::Cancel& c) {
+              return b.backend->restore(id, from, c);
+            });
+          },
+          "ref"_a, "snapshot"_a,
+          "The VM goes back to a snapshot, whatever it does now, and takes its cpu, memory and storage.\n\n"
+          "What can be refused is refused before anything is touched. After a later failure it has its old disks and\n"
+          "is in error.")
+      .def(
+          "hibernate",
+          [](const PyBackend& b, const Text& ref) {
+            return blocking([&, id = to_text("ref", ref)](system::Cancel& c) { return b.backend->hibernate(id, c); });
+          },
+          "ref"_a,
+          "Keeps a running VM's memory in a snapshot of its own and ends its VMM. A failure leaves it running.")
+      .def(
+          "wake",
+          [](const PyBackend& b, const Text& ref) {
+            return blocking([&, id = to_text("ref", ref)](system::Cancel& c) { return b.backend->wake(id, c); });
+          },
+          "ref"_a,
+          "A hibernated VM goes on, and the snapshot that kept its memory goes. A failure leaves it hibernated.")
+      .def(
           "console_path",
           [](const PyBackend& b, const Text& ref) -> FilePath {
             return to_path(blocking([&, id = to_text("ref", ref)](system::Cancel&) {
                              return b.backend->console_path(id);
                            }).string());
           },
-          "ref"_a, "A UNIX socket: the guest's serial console while it runs.")
+          "ref"_a,
+          "The guest's serial console while it runs: a UNIX socket, or (firecracker) a fifo that takes the input "
+          "while\n"
+          "console_log_path has the output.")
       .def(
           "console_log_path",
           [](const PyBackend& b, const Text& ref) -> FilePath {
@@ -228,7 +264,9 @@ void bind_backend(BackendClass& backend) {
                              return b.backend->console_log_path(id);
                            }).string());
           },
-          "ref"_a, "What the guest printed since it was started; the run before is beside it, with '.1'.")
+          "ref"_a,
+          "What the guest printed since it was started; the run before is beside it, with '.1'.\n\n"
+          "Raises InvalidArgument for cloud-hypervisor, which writes none.")
       .def(
           "log_path",
           [](const PyBackend& b, const Text& ref) -> FilePath {
@@ -265,7 +303,9 @@ void bind_report(py::module_& m) {
                                return rows;
                              })
       .def_readonly("ok", &ReconcileReport::ok)
-      .def("_repr_html_", &report_html);
+      .def("_repr_html_", [](const py::object& self) -> py::str {
+        return py::module_::import("cocoon._reports").attr("reconcile_html")(self);
+      });
 }
 
 NodeClass declare_node(py::module_& m) {
@@ -297,6 +337,8 @@ void bind_methods(NodeClass& node) {
       .def_property_readonly("root", [](const Node& n) -> FilePath { return to_path(n.root().string()); })
       .def_property_readonly("recorder", &Node::recorder)
       .def_property_readonly(
+          "snapshots", [](std::shared_ptr<Node> n) { return PyLocalFile{std::move(n)}; }, "The node's snapshot store.")
+      .def_property_readonly(
           "ledger", [](const Node& n)->Typed<"cocoon._core.Ledger"> {
             auto* file = n.recorder()->file();
             if (file == nullptr)
@@ -305,7 +347,7 @@ void bind_methods(NodeClass& node) {
             const std::uint64_t expected = blocking([&](system::Cancel&) { return settled_of(n); });
             return py::module_::import("cocoon._core")
                 .attr("Ledger")
-                .attr("_of_node")(to_path(file->path().string()), expected);
+                .attr("_of_node")(to_path(file->path().string()), expected, n.id());
           },
           "The ledger to read, rotated parts included. Raises LedgerError if the recorder is not a file.")
       .def(
@@ -328,6 +370,24 @@ void bind_methods(NodeClass& node) {
           [](Node& n, bool fix) { return blocking([&](system::Cancel& cancel) { return n.reconcile(fix, cancel); }); },
           py::kw_only(), "fix"_a = false,
           "Compares ledger, records and processes; ``fix`` closes, adopts or kills through ordinary transitions.")
+      .def(
+          "gc",
+          [](Node& n, bool dry_run, const MaybeInt& keep_last, const MaybeSeconds& max_age,
+             const MaybeSize& max_bytes) {
+            engine::GcOptions options{.dry_run = dry_run, .keep_last = {}, .max_age = {}, .max_bytes = {}};
+            if (!keep_last.is_none()) options.keep_last = to_integer("keep_last", keep_last, 0);
+            if (!max_age.is_none())
+              options.max_age = std::chrono::duration_cast<std::chrono::seconds>(to_milliseconds("max_age", max_age));
+            if (!max_bytes.is_none()) options.max_bytes = to_bytes("max_bytes", max_bytes);
+            return blocking([&](system::Cancel& cancel) { return n.gc(options, cancel); });
+          },
+          py::kw_only(), "dry_run"_a = false, "keep_last"_a = py::none(), "max_age"_a = py::none(),
+          "max_bytes"_a = py::none(),
+          R"(Removes what dead processes left: placeholders, folders, processes, staging, locks; closes dead VMs' intervals.
+
+Also the snapshots that any of these gives up: all but the ``keep_last`` newest; those unused for ``max_age``; the
+longest unused until the others have at most ``max_bytes`` in all. What is in use or being made stays. May run at any
+time, in many processes at once. ``dry_run`` only says what would go.)")
       .def_property_readonly(
           "pending", [](const Node& n) { return blocking([&](system::Cancel&) { return n.pending(); }); },
           "Entries committed but not yet in the ledger.")

@@ -22,7 +22,6 @@ using ledger::Column;
 using ledger::ColumnType;
 using ledger::Table;
 
-constexpr std::size_t kShownRows = 50;
 constexpr const char* kStreamCapsule = "arrow_array_stream";  // as the PyCapsule interface names it
 
 py::object labels_of(std::string_view json) { return py::module_::import("json").attr("loads")(to_str(json)); }
@@ -180,48 +179,27 @@ Typed<"typing.Any"> to_arrow(const std::shared_ptr<Table>& table, const Typed<"t
   return py::reinterpret_steal<py::object>(capsule);
 }
 
-std::string text_at(const Column& column, std::size_t row) {
-  if (column.is_null(row)) {
-    return {};
+py::object text_at(const Column& column, std::size_t row) {
+  if (!column.is_null(row)) {
+    if (column.type() == ColumnType::kTime) return py::str(metering::format_time(column.integer(row)));
+    if (column.type() == ColumnType::kLabels) return to_str(column.text(row));
   }
-  switch (column.type()) {
-    case ColumnType::kText:
-    case ColumnType::kSymbol:
-    case ColumnType::kLabels:
-      return std::string(column.text(row));
-    case ColumnType::kInteger:
-      return std::to_string(column.integer(row));
-    case ColumnType::kReal:
-      return fmt::format("{}", column.real(row));
-    case ColumnType::kBoolean:
-      return column.integer(row) != 0 ? "True" : "False";
-    case ColumnType::kTime:
-      return metering::format_time(column.integer(row));
+  return value_at(column, row);
+}
+
+Typed<"list[list[typing.Any]]"> head(const Table& table, std::size_t rows) {
+  py::list shown;
+  for (std::size_t row = 0; row < std::min(table.rows(), rows); ++row) {
+    py::list cells;
+    for (const Column& column : table.columns()) {
+      cells.append(text_at(column, row));
+    }
+    shown.append(cells);
   }
-  return {};
+  return shown;
 }
 
 }  // namespace
-
-std::string to_html(const Table& table) {
-  std::string html = "<table><thead><tr>";
-  for (const Column& column : table.columns()) {
-    html += fmt::format("<th>{}</th>", escape_html(column.name()));
-  }
-  html += "</tr></thead><tbody>";
-  for (std::size_t row = 0; row < std::min(table.rows(), kShownRows); ++row) {
-    html += "<tr>";
-    for (const Column& column : table.columns()) {
-      html += fmt::format("<td>{}</td>", escape_html(text_at(column, row)));
-    }
-    html += "</tr>";
-  }
-  html += "</tbody></table>";
-  if (table.rows() > kShownRows) {
-    html += fmt::format("<p>{} of {} rows</p>", kShownRows, table.rows());
-  }
-  return html;
-}
 
 void bind_table(py::module_& m) {
   m.def("_arrow_exports", [] { return ledger::arrow_exports(); }, "What was handed out as Arrow and not released yet.");
@@ -243,7 +221,11 @@ Whatever reads Arrow takes it without a copy: pyarrow.table(t), polars.DataFrame
            "The Arrow PyCapsule interface: one batch, in the table's own buffers.")
       .def("to_pandas", &to_pandas, "A pandas.DataFrame. Raises ImportError where pandas is not installed.")
       .def("to_polars", &to_polars, "A polars.DataFrame. Raises ImportError where polars is not installed.")
-      .def("_repr_html_", [](const Table& t) { return to_str(to_html(t)); })
+      .def("_head", &head, "rows"_a, "The first rows as text, for people; times with all their digits.")
+      .def("_repr_html_",
+           [](const py::object& self) -> py::str {
+             return py::module_::import("cocoon._reports").attr("table_html")(self);
+           })
       .def("__repr__", [](const Table& t) {
         std::string names;
         for (const Column& column : t.columns()) {

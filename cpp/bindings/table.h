@@ -11,7 +11,4 @@ namespace py = pybind11;
 
 void bind_table(py::module_& m);
 
-// The first rows as an HTML table, everything escaped.
-std::string to_html(const ledger::Table& table);
-
 }  // namespace cocoon::bindings

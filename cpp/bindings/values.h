@@ -99,9 +99,6 @@ Datetime to_utc(std::int64_t ns);
 
 std::int64_t now_ns();
 
-// Text of others between tags.
-std::string escape_html(std::string_view text);
-
 }  // namespace cocoon::bindings
 
 template <cocoon::bindings::TypeName kName>

@@ -96,6 +96,13 @@ std::optional<std::string> socket_path(const VmView& vm) {
   return vmm::make_driver(vm.record.hypervisor)->api_socket(vm.record).string();
 }
 
+std::optional<std::string> vsock_path(const VmView& vm) {
+  if (vm.liveness.life != engine::Life::kAlive) return std::nullopt;
+  const auto path = vmm::make_driver(vm.record.hypervisor)->vsock(vm.record);
+  if (!path) return std::nullopt;
+  return path->string();
+}
+
 py::dict to_dict(const VmView& vm) {
   const auto& record = vm.record;
   py::list disks;
@@ -109,10 +116,12 @@ py::dict to_dict(const VmView& vm) {
   py::dict shape("cpu"_a = record.shape.cpu, "mem_bytes"_a = record.shape.mem_bytes,
                  "storage_bytes"_a = record.shape.storage_bytes);
   const auto socket = socket_path(vm);
+  const auto vsock = vsock_path(vm);
   return py::dict("id"_a = record.id, "name"_a = record.config.name, "hypervisor"_a = record.hypervisor,
                   "state"_a = std::string(lifecycle::to_string(record.state)), "alive"_a = alive(vm), "pid"_a = pid(vm),
                   "config"_a = config, "shape"_a = shape,
                   "socket_path"_a = socket ? py::object(to_path_str(*socket)) : py::object(py::none()),
+                  "vsock_path"_a = vsock ? py::object(to_path_str(*vsock)) : py::object(py::none()),
                   "run_dir"_a = to_path_str(record.run_dir), "log_dir"_a = to_path_str(record.log_dir),
                   "first_booted"_a = record.first_booted, "interval_open"_a = record.compute_open(),
                   "snapshot_ids"_a = record.snapshot_ids, "created_at"_a = to_iso(record.created_at_ns),
@@ -166,7 +175,7 @@ void bind_config(py::module_& m) {
 ``memory`` and ``storage`` are bytes, or strings with a binary unit ("512M", "1G"). ``storage`` is the size of the VM's
 own disk, 0 for none. Left out: 1 vCPU, 512M, 10G for a new VM; the snapshot's for a clone.
 ``machine`` and ``accelerator`` are the hypervisor's: for qemu "microvm" (the default) or "q35", and "kvm" or "tcg"
-(the default is whatever runs guests here). ``network_namespace`` is the path of one that the VMM is started in.
+(the default is whatever runs guests here); for cloud-hypervisor "firmware" if ``kernel`` names one. ``network_namespace`` is the path of one that the VMM is started in.
 Raises InvalidArgument, naming the argument, its value and what is allowed.)")
       .def(py::init([](const Text& name, const MaybeInt& cpu, const MaybeSize& memory, const MaybeSize& storage,
                        const MaybeAnyPath& kernel, const MaybeAnyPath& initrd, const Text& cmdline,
@@ -239,6 +248,13 @@ void bind_vm(py::module_& m) {
                                const auto path = socket_path(v);
                                return path ? to_path(*path) : py::none();
                              })
+      .def_property_readonly(
+          "vsock_path",
+          [](const VmView& v) -> MaybeFilePath {
+            const auto path = vsock_path(v);
+            return path ? to_path(*path) : py::none();
+          },
+          "Of a live VM whose guest has a vsock: the UNIX socket that reaches its port P after a line \"CONNECT P\".")
       .def_property_readonly("alive", &alive, "None: it could not be decided.")
       .def_property_readonly("run_dir", [](const VmView& v) -> FilePath { return to_path(v.record.run_dir); })
       .def_property_readonly("log_dir", [](const VmView& v) -> FilePath { return to_path(v.record.log_dir); })

@@ -197,6 +197,10 @@ class Table:
         ...
     def __repr__(self) -> str:
         ...
+    def _head(self, rows: typing.SupportsInt | typing.SupportsIndex) -> list[list[typing.Any]]:
+        """
+        The first rows as text, for people; times with all their digits.
+        """
     def _repr_html_(self) -> str:
         ...
     def to_pandas(self) -> typing.Any:
@@ -290,7 +294,7 @@ class Ledger:
     Raises LedgerError from each reading: nothing is there, or it cannot be read.
     """
     @staticmethod
-    def _of_node(path: str | os.PathLike[str], expected: typing.SupportsInt | typing.SupportsIndex) -> Ledger:
+    def _of_node(path: str | os.PathLike[str], expected: typing.SupportsInt | typing.SupportsIndex, node_id: str) -> Ledger:
         """
         The ledger ``path`` with its rotated parts, which holds all up to ``expected``.
         """
@@ -300,6 +304,10 @@ class Ledger:
         ...
     def __repr__(self) -> str:
         ...
+    def _export(self, write: collections.abc.Callable[[bytes], typing.Any], format: str, since_seq: typing.SupportsInt | typing.SupportsIndex, until_seq: typing.SupportsInt | typing.SupportsIndex | None, node_id: str, every_ns: typing.SupportsInt | typing.SupportsIndex, progress: collections.abc.Callable[[int, int | None], typing.Any] | None) -> int | None:
+        ...
+    def _intervals_of(self, ids: collections.abc.Iterable[str], until: datetime.datetime | None = None) -> list[dict[str, typing.Any]]:
+        ...
     def _repr_html_(self) -> str:
         ...
     def audit(self) -> AuditReport:
@@ -308,6 +316,15 @@ class Ledger:
         """
     def entries(self) -> Table:
         ...
+    def export(self, dest: str | os.PathLike[str] | typing.BinaryIO, *, format: typing.Literal['csv', 'parquet', 'jsonl', 'focus', 'cloudevents'], since_seq: int = 1, until_seq: int | None = None, progress: collections.abc.Callable[[int, int | None], typing.Any] | None = None, every: float | datetime.timedelta = 86400, node_id: str | None = None) -> int:
+        """
+        Writes the entries with these numbers to a path (whole or not at all) or a binary file; returns the rows.
+        
+        The same range gives the same bytes. ``csv``, ``parquet`` (needs the extra ``parquet``), ``jsonl``, ``cloudevents``: a row
+        per entry. ``focus``: a row per interval and bucket of ``every``, for those who replace rows by x_RowId. ``node_id`` is part
+        of ids; left out: the node's, else one made from the first entry.
+        Raises InvalidArgument; LedgerError; OSError from writing.
+        """
     def follow(self, *, poll: float | datetime.timedelta = 0.5, from_start: bool = False) -> collections.abc.Iterator[Entry]:
         """
         New entries as they are appended, for ever; ``from_start``: after all that are there.
@@ -315,6 +332,12 @@ class Ledger:
     def intervals(self, *, until: datetime.datetime | None = None) -> Table:
         """
         Starts and stops paired, in the order of the starts. Open ones count up to ``until``, or to now.
+        """
+    def timeline(self, *, ids: collections.abc.Iterable[str] | None = None, since: datetime.datetime | None = None, until: datetime.datetime | None = None, most: int = 40) -> typing.Any:
+        """
+        A picture of what ran when, interactive in a notebook; ``save("x.svg")`` or ``save("x.png")`` of it is a file.
+        
+        At most ``most`` VMs and snapshots, those that have used most first. Needs the extra ``notebook``.
         """
     def usage(self, *, by: collections.abc.Iterable[str] = ('vm_id',), since: datetime.datetime | None = None, until: datetime.datetime | None = None, every: float | datetime.timedelta | None = None, crash: str = 'ended', checkpoint: str | os.PathLike[str] | None = None) -> Table:
         """
@@ -325,6 +348,9 @@ class Ledger:
         ledger or the question, all is read.
         Raises InvalidArgument.
         """
+    @property
+    def _node_id(self) -> str:
+        ...
 class Disk:
     """
     One disk of a VM.
@@ -363,7 +389,7 @@ class VMConfig:
     ``memory`` and ``storage`` are bytes, or strings with a binary unit ("512M", "1G"). ``storage`` is the size of the VM's
     own disk, 0 for none. Left out: 1 vCPU, 512M, 10G for a new VM; the snapshot's for a clone.
     ``machine`` and ``accelerator`` are the hypervisor's: for qemu "microvm" (the default) or "q35", and "kvm" or "tcg"
-    (the default is whatever runs guests here). ``network_namespace`` is the path of one that the VMM is started in.
+    (the default is whatever runs guests here); for cloud-hypervisor "firmware" if ``kernel`` names one. ``network_namespace`` is the path of one that the VMM is started in.
     Raises InvalidArgument, naming the argument, its value and what is allowed.
     """
     def __init__(self, name: str, *, cpu: int | None = None, memory: int | str | None = None, storage: int | str | None = None, kernel: str | os.PathLike[str] | None = None, initrd: str | os.PathLike[str] | None = None, cmdline: str = '', disks: collections.abc.Iterable[Disk] = (), labels: collections.abc.Mapping[str, str] = {}, machine: str = '', accelerator: str = '', network_namespace: str | os.PathLike[str] | None = None) -> None:
@@ -486,6 +512,11 @@ class VM:
     @property
     def updated_at_ns(self) -> int:
         ...
+    @property
+    def vsock_path(self) -> pathlib.Path | None:
+        """
+        Of a live VM whose guest has a vsock: the UNIX socket that reaches its port P after a line "CONNECT P".
+        """
 class ReconcileReport:
     """
     Ledger, records and processes, three ways; a row for each VM.
@@ -573,10 +604,13 @@ class Backend:
     def console_log_path(self, ref: str) -> pathlib.Path:
         """
         What the guest printed since it was started; the run before is beside it, with '.1'.
+        
+        Raises InvalidArgument for cloud-hypervisor, which writes none.
         """
     def console_path(self, ref: str) -> pathlib.Path:
         """
-        A UNIX socket: the guest's serial console while it runs.
+        The guest's serial console while it runs: a UNIX socket, or (firecracker) a fifo that takes the input while
+        console_log_path has the output.
         """
     def create(self, config: VMConfig) -> VM:
         """

@@ -3,3 +3,4 @@
 from pathlib import Path
 
 SHIM = Path(__file__).with_name("cocoon-shim")
+SIMVMM = Path(__file__).with_name("cocoon-simvmm")

@@ -179,6 +179,26 @@ TEST_F(LifecycleEntriesTest, FailedRestoreMarksTheRunDirAsGivenAndTheNextOneClea
   EXPECT_EQ(summaries(on(Remove{})), std::vector<std::string>{"vm.storage.stop vm-rm"});
 }
 
+TEST_F(LifecycleEntriesTest, FilesThatAreBeingExchangedAreDirtyUntilTheRestoreHasAnEnd) {
+  create_and_start();
+  on(RestoreKilled{"snap", true});
+  EXPECT_TRUE(vm->dirty);
+  on(RestoreKilled{"snap"});
+  EXPECT_TRUE(vm->dirty);
+  on(RestoreFailed{false});
+  EXPECT_FALSE(vm->dirty);
+}
+
+TEST_F(LifecycleEntriesTest, ATakenSnapshotIsKnownToItsVmUntilItIsGone) {
+  create_and_start();
+  EXPECT_TRUE(on(SnapshotTaken{"s1", {}}).empty());
+  on(SnapshotTaken{"s2", {}});
+  on(SnapshotTaken{"s2", {}});
+  EXPECT_EQ(vm->snapshot_ids, (std::vector<std::string>{"s1", "s2"}));
+  on(SnapshotTaken{"s3", {"s1", "never there"}});
+  EXPECT_EQ(vm->snapshot_ids, (std::vector<std::string>{"s2", "s3"}));
+}
+
 TEST_F(LifecycleEntriesTest, WakeNamesTheKeptSnapshotAndForgetsIt) {
   create_and_start();
   expect(on(Hibernate{"kept"}), [&] { return std::vector{entry(Kind::kVmComputeStop, Reason::kStopUser, 52, 51)}; });

@@ -215,7 +215,7 @@ class Walk {
       default:
         break;
     }
-    switch (below(13)) {
+    switch (below(14)) {
       case 0:
         return reserve(id);
       case 1:
@@ -233,13 +233,15 @@ class Walk {
       case 7:
         return FoundAlive{{1, 2, now_.boot_id}};
       case 8:
-        return RestoreKilled{source};
+        return RestoreKilled{source, coin()};
       case 9:
         return RestoreDone{random_config(), source, random_process()};
       case 10:
         return RestoreFailed{coin()};
       case 11:
         return Hibernate{source};
+      case 12:
+        return SnapshotTaken{source, {}};
       default:
         return Wake{random_process()};
     }

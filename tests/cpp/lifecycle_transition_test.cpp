@@ -78,6 +78,7 @@ std::vector<NamedEvent> events() {
       {"restore failed", RestoreFailed{true}},
       {"hibernate", Hibernate{"kept-2"}},
       {"wake", Wake{process}},
+      {"snapshot taken", SnapshotTaken{"snap", {}}},
   };
 }
 
@@ -179,6 +180,9 @@ constexpr Row kTable[] = {
     {"wake", "hibernated", 'c', '*', "running", "vm.compute.start hibernate-wake", Process::kSet},
     {"wake", "hibernated", 'o', '*', "InvalidState", ""},
     {"wake", "creating created running stopped error", '*', '*', "InvalidState", ""},
+
+    {"snapshot taken", "creating", '*', '*', "InvalidState", ""},
+    {"snapshot taken", "finalized", '*', '*', "same", ""},
 };
 
 bool lists(const std::string& states, VmState state) {
@@ -296,7 +300,7 @@ TEST(LifecycleTransitionTest, EveryCellOfTheTableForVms) {
     }
   }
   EXPECT_EQ(alternatives.size(), std::variant_size_v<VmEvent>) << "an event is missing";
-  EXPECT_EQ(cells, 18 * 6 * 2 * 2);
+  EXPECT_EQ(cells, 19 * 6 * 2 * 2);
   std::set<std::string> names;
   for (const NamedEvent& named : events()) names.insert(named.name);
   for (const Row& row : kTable) EXPECT_EQ(names.count(row.event), 1U) << row.event;

@@ -1,6 +1,7 @@
 // Many threads and many processes on one root.
 
 #include <atomic>
+#include <fstream>
 #include <map>
 #include <thread>
 
@@ -108,6 +109,23 @@ TEST_F(StoreConcurrencyTest, EightThreadsAndARecorderThatIsCalled) {
   for (const auto& entry : capture->entries()) seqs.push_back(*entry.seq);
   EXPECT_EQ(seqs, count_up(kWriters * 50));
   EXPECT_EQ(store->pending(), 0U);
+}
+
+TEST_F(StoreConcurrencyTest, LockFilesThatSomebodyRemovesAreMadeAgain) {
+  const auto one = open(16);
+  const auto two = open(16);
+  const auto work = [](MetaStore& store, const char* vm) {
+    for (int n = 0; n < 40; ++n) transition(store, vm);
+  };
+  for (int round = 0; round < 3; ++round) {
+    std::thread other([&] { work(*two, "vm-2"); });
+    work(*one, "vm-1");
+    other.join();
+    fs::remove(root / "db" / "store.lock");
+    std::ofstream(root / "db" / "other").close();
+    fs::rename(root / "db" / "other", root / "db" / "ledger.lock");  // and one that is replaced
+  }
+  EXPECT_EQ(ledger_seqs(), count_up(240));
 }
 
 TEST_F(StoreConcurrencyTest, ManyReadersBesideAWriter) {

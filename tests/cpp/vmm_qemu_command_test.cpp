@@ -393,8 +393,8 @@ TEST_F(QemuCheckTest, RefusesDisksThatCannotBe) {
       {"disks: 21", "20"});
 }
 
-TEST(DriverRegistryTest, KnowsQemuAndNamesTheKnownOnes) {
-  EXPECT_EQ(hypervisors(), std::vector<std::string_view>{"qemu"});
+TEST(DriverRegistryTest, KnowsThreeAndNamesTheKnownOnes) {
+  EXPECT_EQ(hypervisors(), (std::vector<std::string_view>{"qemu", "cloud-hypervisor", "firecracker"}));
   for (const auto name : hypervisors()) EXPECT_EQ(make_driver(name)->hypervisor(), name);
   try {
     make_driver("xen");

@@ -212,7 +212,7 @@ class RealQemuTest : public ::testing::TestWithParam<std::string> {
     return system::find_exit_record(system::Path(vm_.run_dir) / "exit");
   }
   std::string log() { return system::tail_text(qemu_.log(vm_), 20); }
-  std::string printed() { return system::find_text(qemu_.console_log(vm_), 1 << 20).value_or(""); }
+  std::string printed() { return system::find_text(*qemu_.console_log(vm_), 1 << 20).value_or(""); }
   GuestState state() { return qemu_.guest_state(vm_, kTimeout, cancel_); }
 
   TempDir dir_;

@@ -88,6 +88,7 @@ def check_node(root: Path) -> dict[tuple[str, str], LineType]:
         assert {who for who, dim in opened if dim == "vm.compute"} == {
             vm.id for vm in records.values() if vm.interval_open
         }
+        assert {who for who, dim in opened if dim == "snap.storage"} == {s.id for s in node.snapshots.list()}
     return opened
 
 

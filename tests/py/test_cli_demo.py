@@ -40,9 +40,12 @@ def test_the_demo_tells_a_true_story_and_leaves_nothing(cli: Cli, tmp_root: Path
     late = re.search(r"(-?[\d.]+) ms after the kill \(seen by: shim\)", said)
     assert late is not None
     assert 0 <= float(late[1]) < 1000
-    for interval in ("boot … stop-user", "restart … stop-crash", "boot … vm-rm"):
+    assert re.search(r"took a snapshot in .*; the guest runs on, up [\d.]+ s", said)
+    assert re.search(r"cloned it in .*its guest did not boot, it goes on, up [\d.]+ s", said)
+    assert re.search(r"restored it from the snapshot in .*the guest is back, up [\d.]+ s", said)
+    for interval in ("boot … stop-crash", "restart … stop-user", "restore … vm-rm", "clone … vm-rm"):
         assert interval in said
-    assert re.search(r"8 entries, 0 findings; 4 intervals opened, 4 closed: it balances", said)
+    assert re.search(r"16 entries, 0 findings; 8 intervals opened, 8 closed: it balances", said)
     assert "\x1b" not in said
     assert list(tmp_root.iterdir()) == []
     # Its own promise is 30 s; a host that runs many tests at once may need longer.

@@ -24,7 +24,8 @@ MAY_USE: dict[str, set[str]] = {
     "store": {"metering", "system"},
     "lifecycle": {"metering"},
     "vmm": {"system", "lifecycle"},
-    "engine": {"metering", "ledger", "system", "store", "lifecycle", "vmm"},
+    "snapshot": {"metering", "system", "store", "lifecycle"},
+    "engine": {"metering", "ledger", "system", "store", "lifecycle", "vmm", "snapshot"},
 }
 
 # Every exception and the bases it has in Python.

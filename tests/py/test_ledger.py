@@ -266,7 +266,7 @@ def test_html_is_escaped(tmp_path: Path) -> None:
         html = shown._repr_html_()
         for bad in ("<script", "<k>", "<v>", "<garbage>", "a<b>"):
             assert bad not in html
-    assert "&lt;script&gt;alert(1)&lt;/script&gt;&amp;&quot;&#39;" in ledger.intervals()._repr_html_()
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;&amp;&quot;&#x27;" in ledger.intervals()._repr_html_()
 
 
 # ---------------------------------------------------------------- audit

@@ -12,6 +12,7 @@
 
 #include "cocoon/engine/commit.h"
 #include "cocoon/engine/op_lock.h"
+#include "cocoon/engine/paused_guest.h"
 #include "cocoon/error.h"
 
 namespace cocoon::engine {
@@ -55,10 +56,7 @@ std::string Backend::resolve(std::string_view ref) const {
   return node_->store().resolve(store::Table::kVm, ref, hypervisor()).id;
 }
 
-VmView Backend::view(VmRecord vm) const {
-  auto liveness = probe(*driver_, vm);
-  return {.record = std::move(vm), .liveness = std::move(liveness)};
-}
+VmView Backend::view(VmRecord vm) const { return node_->view(std::move(vm)); }
 
 Backend::Ids Backend::for_each(Refs refs, system::Cancel& cancel, std::string_view verb,
                                const std::function<void(const std::string& id)>& one) {
@@ -188,12 +186,20 @@ VmRecord Backend::load_alive(const std::string& id, std::string_view verb, syste
 
 void Backend::pause(std::string_view ref, system::Cancel& cancel) {
   const auto id = resolve(ref);
-  with_op_lock(*node_, id, cancel, [&] { driver_->pause(load_alive(id, "pause", cancel), kApiTimeout, cancel); });
+  with_op_lock(*node_, id, cancel, [&] {
+    const auto vm = load_alive(id, "pause", cancel);
+    driver_->pause(vm, kApiTimeout, cancel);
+    PausedGuest::forget(vm);
+  });
 }
 
 void Backend::resume(std::string_view ref, system::Cancel& cancel) {
   const auto id = resolve(ref);
-  with_op_lock(*node_, id, cancel, [&] { driver_->resume(load_alive(id, "resume", cancel), kApiTimeout, cancel); });
+  with_op_lock(*node_, id, cancel, [&] {
+    const auto vm = load_alive(id, "resume", cancel);
+    driver_->resume(vm, kApiTimeout, cancel);
+    PausedGuest::forget(vm);
+  });
 }
 
 system::Path Backend::console_path(std::string_view ref) const {
@@ -201,7 +207,12 @@ system::Path Backend::console_path(std::string_view ref) const {
 }
 
 system::Path Backend::console_log_path(std::string_view ref) const {
-  return driver_->console_log(load_vm(node_->store(), resolve(ref)));
+  const auto vm = load_vm(node_->store(), resolve(ref));
+  const auto log = driver_->console_log(vm);
+  if (!log)
+    throw InvalidArgument(fmt::format("console log of {}: {} writes none; what the guest prints waits at its console",
+                                      vm.config.name, hypervisor()));
+  return *log;
 }
 
 system::Path Backend::log_path(std::string_view ref) const {

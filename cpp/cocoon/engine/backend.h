@@ -1,6 +1,7 @@
 #pragma once
-// One hypervisor on one node: the sequences, one file each (create.cpp, start.cpp, stop.cpp, remove.cpp), around the
-// transitions of lifecycle. docs/lifecycle.md says what each one does to processes, files and the ledger.
+// One hypervisor on one node: the sequences, one file each (create.cpp, start.cpp, stop.cpp, remove.cpp, snapshot.cpp,
+// clone.cpp, restore.cpp, hibernate.cpp), around the transitions of lifecycle. docs/lifecycle.md says what each one
+// does to processes, files and the ledger.
 //
 // Threads  every method may be called concurrently. Sequences on one VM queue on its op lock; remove with force and
 //          the mark_* verbs do not wait for it, and win: every commit that follows work outside the store is
@@ -25,11 +26,18 @@
 
 namespace cocoon::engine {
 
+class OpLock;
+
 struct BackendOptions {
   system::Path binary;  // "": the node's configuration, then PATH, when first needed
   std::chrono::milliseconds socket_timeout{5000};
   std::chrono::milliseconds stop_timeout{30000};
   std::chrono::milliseconds terminate_grace{5000};
+};
+
+struct SnapshotOptions {
+  std::string name;  // "": none
+  std::string description;
 };
 
 struct StopOptions {
@@ -66,6 +74,22 @@ class Backend {
   void pause(std::string_view ref, system::Cancel& cancel);
   void resume(std::string_view ref, system::Cancel& cancel);
 
+  // Memory, devices and disks at one moment. The guest stands still as briefly as can be, and goes on whatever happens;
+  // one that was paused stays so. Errors InvalidState: no guest runs. AlreadyExists: the name.
+  lifecycle::SnapshotRecord snapshot(std::string_view ref, const SnapshotOptions& options, system::Cancel& cancel);
+  // A new VM that goes on where the snapshot's stopped. What `spec` leaves out is the snapshot's; cpu, memory and
+  // storage cannot differ. A failure leaves no process, no record, no folder and no ledger entry.
+  // Errors   InvalidArgument, AlreadyExists, CorruptSnapshot.
+  VmView clone(std::string_view snapshot, const VmSpec& spec, system::Cancel& cancel);
+  // The VM goes back to the snapshot, with its shape, whatever it does now. What can be refused is refused before
+  // anything is touched; after a later failure it has its old disks, without their memory, and is in error.
+  // Errors   InvalidArgument, CorruptSnapshot.
+  VmView restore(std::string_view ref, std::string_view snapshot, system::Cancel& cancel);
+  // Its memory is kept in a snapshot of its own, and its VMM ended. A failure leaves it running.
+  VmView hibernate(std::string_view ref, system::Cancel& cancel);
+  // It goes on. A failure leaves it hibernated.
+  VmView wake(std::string_view ref, system::Cancel& cancel);
+
   [[nodiscard]] system::Path console_path(std::string_view ref) const;
   [[nodiscard]] system::Path console_log_path(std::string_view ref) const;
   [[nodiscard]] system::Path log_path(std::string_view ref) const;
@@ -91,15 +115,33 @@ class Backend {
                   std::vector<system::ProcessIdentity>& killed, system::Cancel& cancel);
   void mark_stopped_one(const std::string& id, system::Cancel& cancel);
 
-  // start.cpp: the record is known to be closed, and no VMM of it is alive.
+  // The record is known to be closed, and no VMM of it is alive.
   void run_vmm(const lifecycle::VmRecord& vm, system::Cancel& cancel);
-  // Ends a VMM that a start made and does not keep, and its interval if somebody has opened one for it.
-  void discard(const lifecycle::VmRecord& vm, const system::ProcessIdentity& process) const noexcept;
+  void restore_locked(const std::string& id, const snapshot::Use& use, system::Cancel& cancel);
+  // All that a paused guest's snapshot holds, as files in `dir`; the description of it is not written yet.
+  lifecycle::SavedVm save(const lifecycle::VmRecord& vm, const system::Path& dir, system::Cancel& cancel) const;
+  // Takes back what a create or clone that failed had made; nothing of it is in the ledger. What cannot be taken back
+  // stays a placeholder, which rm and reconcile remove.
+  void take_back(const lifecycle::VmRecord& vm, std::string_view verb, OpLock& lock) const noexcept;
+  // The snapshot that kept a hibernated VM's memory, when the VM does not speak of it any more. One that is being read
+  // is left to reconcile.
+  void drop_kept(const std::string& snapshot_id) const noexcept;
+
+  // launch.cpp.
+  // `saved`: what it will load, null if it is to boot.
+  system::ProcessIdentity launch(const lifecycle::VmRecord& vm, const vmm::Saved* saved, std::string_view verb,
+                                 system::Cancel& cancel);
+  // The guest runs on return; on any error nothing does.
+  system::ProcessIdentity launch_saved(const lifecycle::VmRecord& vm, const vmm::Saved& saved, std::string_view verb,
+                                       system::Cancel& cancel);
+  void wait_for_api(const lifecycle::VmRecord& vm, std::string_view verb, const system::Pidfd& process,
+                    system::Cancel& cancel) const;
+  [[noreturn]] void report_death(const lifecycle::VmRecord& vm, std::string_view verb, const std::string& when) const;
+  // Ends a VMM that a sequence made and does not keep, and its interval if somebody has opened one for it.
+  void discard(const lifecycle::VmRecord& vm, std::string_view verb,
+               const system::ProcessIdentity& process) const noexcept;
   // True if the VM was removed meanwhile; then folders that were made again are gone too.
-  bool forget_if_removed(const lifecycle::VmRecord& vm) const noexcept;
-  system::ProcessIdentity launch(const lifecycle::VmRecord& vm, system::Cancel& cancel);
-  void wait_for_api(const lifecycle::VmRecord& vm, const system::Pidfd& process, system::Cancel& cancel) const;
-  [[noreturn]] void report_death(const lifecycle::VmRecord& vm, const std::string& when) const;
+  bool forget_if_removed(const lifecycle::VmRecord& vm, std::string_view verb) const noexcept;
   void shut_down(const lifecycle::VmRecord& vm, const system::Pidfd& process, const StopOptions& options,
                  system::Cancel& cancel);
   void remove_runtime_files(const lifecycle::VmRecord& vm) const;

@@ -64,26 +64,27 @@ VmRecord load_vm(const store::MetaStore& store, std::string_view id) {
 
 std::optional<VmRecord> commit(store::MetaStore& store, std::string_view id, const lifecycle::VmEvent& event) {
   std::optional<VmRecord> after;
-  store.transact([&](store::Transaction& transaction) {
-    after = apply_in(store, transaction, id, read_in(transaction, id), event);
-  });
+  store.transact([&](store::Transaction& transaction) { after = commit_in(store, transaction, id, event); });
   return after;
+}
+
+std::optional<VmRecord> commit_in(store::MetaStore& store, store::Transaction& transaction, std::string_view id,
+                                  const lifecycle::VmEvent& event) {
+  return apply_in(store, transaction, id, read_in(transaction, id), event);
 }
 
 Committed commit_if(store::MetaStore& store, const VmRecord& seen, const lifecycle::VmEvent& event) {
   Committed result;
-  store.transact([&](store::Transaction& transaction) {
-    result = {};
-    const auto record = read_in(transaction, seen.id);
-    if (!record) {
-      result.race = Race::kGone;
-    } else if (record->generation != seen.generation) {
-      result = {.race = Race::kChanged, .record = record};
-    } else {
-      result.record = apply_in(store, transaction, seen.id, record, event);
-    }
-  });
+  store.transact([&](store::Transaction& transaction) { result = commit_if_in(store, transaction, seen, event); });
   return result;
+}
+
+Committed commit_if_in(store::MetaStore& store, store::Transaction& transaction, const VmRecord& seen,
+                       const lifecycle::VmEvent& event) {
+  const auto record = read_in(transaction, seen.id);
+  if (!record) return {.race = Race::kGone, .record = {}};
+  if (record->generation != seen.generation) return {.race = Race::kChanged, .record = record};
+  return {.race = Race::kWon, .record = apply_in(store, transaction, seen.id, record, event)};
 }
 
 }  // namespace cocoon::engine

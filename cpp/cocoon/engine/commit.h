@@ -23,6 +23,10 @@ lifecycle::VmRecord load_vm(const store::MetaStore& store, std::string_view id);
 std::optional<lifecycle::VmRecord> commit(store::MetaStore& store, std::string_view id,
                                           const lifecycle::VmEvent& event);
 
+// The same inside a transaction that is open already.
+std::optional<lifecycle::VmRecord> commit_in(store::MetaStore& store, store::Transaction& transaction,
+                                             std::string_view id, const lifecycle::VmEvent& event);
+
 enum class Race {
   kWon,
   kGone,     // the record was removed meanwhile
@@ -36,5 +40,10 @@ struct Committed {
 
 // Applies the event only if the record's generation is still the one it was decided from. A lost race changes nothing.
 Committed commit_if(store::MetaStore& store, const lifecycle::VmRecord& seen, const lifecycle::VmEvent& event);
+
+// The same inside a transaction that is open already, so that another record changes with it or not at all: whoever
+// must not lose the race throws if this did, which rolls everything back.
+Committed commit_if_in(store::MetaStore& store, store::Transaction& transaction, const lifecycle::VmRecord& seen,
+                       const lifecycle::VmEvent& event);
 
 }  // namespace cocoon::engine

@@ -18,21 +18,6 @@
 namespace cocoon::engine {
 namespace {
 
-// Takes back what a create that failed had made; nothing of it is in the ledger. What cannot be taken back stays a
-// placeholder, which rm and reconcile remove.
-void roll_back(Node& node, const lifecycle::VmRecord& vm, OpLock& lock) noexcept {
-  try {
-    const auto now = find_vm(node.store(), vm.id);
-    if (now && now->state != lifecycle::VmState::kCreating) return;  // it was committed after all
-    system::remove_tree(vm.run_dir);
-    system::remove_tree(vm.log_dir);
-    if (now) commit_if(node.store(), *now, lifecycle::RollbackCreate{});
-    lock.retire();
-  } catch (const std::exception& error) {
-    spdlog::warn("create {}: taking back what was made: {}", vm.config.name, error.what());
-  }
-}
-
 // The parent of all run dirs must be ours alone, or its owner could put another folder in a run dir's place.
 void require_own(const system::Path& folder) {
   struct stat status{};
@@ -45,6 +30,19 @@ void require_own(const system::Path& folder) {
 }
 
 }  // namespace
+
+void Backend::take_back(const lifecycle::VmRecord& vm, std::string_view verb, OpLock& lock) const noexcept {
+  try {
+    const auto now = find_vm(node_->store(), vm.id);
+    if (now && now->state != lifecycle::VmState::kCreating) return;  // it was committed after all
+    system::remove_tree(vm.run_dir);
+    system::remove_tree(vm.log_dir);
+    if (now) commit_if(node_->store(), *now, lifecycle::RollbackCreate{});
+    lock.retire();
+  } catch (const std::exception& error) {
+    spdlog::warn("{} {}: taking back what was made: {}", verb, vm.config.name, error.what());
+  }
+}
 
 void Backend::make_vm_dirs(const lifecycle::VmRecord& vm) {
   for (const auto* folder : {&vm.run_dir, &vm.log_dir}) {
@@ -71,6 +69,8 @@ VmView Backend::create(const VmSpec& spec, system::Cancel& cancel) {
     commit(node_->store(), id, lifecycle::Reserve{.record = vm});
     // 2. Folders and disks. Die here: the same placeholder, with folders that go with it.
     make_vm_dirs(vm);
+    node_->claim(node_->run_dir());
+    node_->claim(node_->log_dir());
     make_own_disk(spec, vm.config, cancel);
     {
       const auto made = system::FileLock::try_acquire(system::Path(vm.run_dir) / kLockFile);
@@ -82,7 +82,7 @@ VmView Backend::create(const VmSpec& spec, system::Cancel& cancel) {
     // 3. The VM and its storage interval, in one transaction.
     created = commit(node_->store(), id, lifecycle::FinalizeCreate{.config = vm.config});
   } catch (...) {
-    roll_back(*node_, vm, lock);
+    take_back(vm, "create", lock);
     throw;
   }
   return view(*std::move(created));

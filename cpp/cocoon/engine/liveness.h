@@ -29,6 +29,10 @@ struct Liveness {
 
 inline constexpr const char* kLockFile = "vm.lock";
 inline constexpr const char* kExitFile = "exit";
+// There while a sequence keeps the guest paused for a snapshot: with the op lock free, it died and left it so.
+inline constexpr const char* kSavingFile = "saving";
+// There from before a hibernated guest is let run until that is committed: its disks may be ahead of its memory.
+inline constexpr const char* kWakingFile = "waking";
 
 Liveness probe(const vmm::Driver& driver, const lifecycle::VmRecord& vm);
 

@@ -1,7 +1,9 @@
 #include "cocoon/engine/node.h"
 
+#include <fcntl.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <cstdlib>
 #include <filesystem>
 #include <sstream>
@@ -11,9 +13,13 @@
 
 #include "cocoon/engine/commit.h"
 #include "cocoon/error.h"
+#include "cocoon/system/fd.h"
 
 namespace cocoon::engine {
 namespace {
+
+constexpr const char* kOwnerFile = ".cocoon-node";  // holds the node's id
+constexpr std::size_t kLongestOwner = 64;
 
 // As /proc shows it, links resolved: VMMs are found again by their working directory.
 system::Path canonical_path(const system::Path& path) {
@@ -53,6 +59,12 @@ Node::Node(NodeOptions options)
                                                              .metered_labels = std::move(options.ledger_labels),
                                                              .rotate_bytes = options.rotate_bytes});
   system::make_private_dirs(root_ / "locks");
+  // What a snapshot from outside names must not be a file of the engine, or of some other VM.
+  snapshots_ = std::make_unique<snapshot::LocalFile>(
+      *store_, root_,
+      snapshot::Trust{
+          .allowed = {root_},
+          .denied = {root_ / "db", root_ / "metering", root_ / "locks", root_ / "snapshots", run_dir_, log_dir_}});
 }
 
 Node::~Node() = default;
@@ -91,20 +103,37 @@ system::Path Node::find_binary(std::string_view hypervisor, const system::Path& 
       fmt::format("{}: program {} is not in PATH; install it, or name it in the node's binaries", hypervisor, program));
 }
 
+VmView Node::view(lifecycle::VmRecord vm) const {
+  auto liveness = probe(driver(vm.hypervisor), vm);
+  std::erase_if(vm.snapshot_ids, [&](const std::string& id) { return !store_->find(store::Table::kSnapshot, id); });
+  return {.record = std::move(vm), .liveness = std::move(liveness)};
+}
+
 std::vector<VmView> Node::vms() const {
   std::vector<VmView> views;
-  for (const auto& row : store_->list(store::Table::kVm)) {
-    auto vm = vm_from_row(row);
-    auto liveness = probe(driver(vm.hypervisor), vm);
-    views.push_back({.record = std::move(vm), .liveness = std::move(liveness)});
-  }
+  for (const auto& row : store_->list(store::Table::kVm)) views.push_back(view(vm_from_row(row)));
   return views;
 }
 
-VmView Node::find(std::string_view ref) const {
-  auto vm = vm_from_row(store_->resolve(store::Table::kVm, ref));
-  auto liveness = probe(driver(vm.hypervisor), vm);
-  return {.record = std::move(vm), .liveness = std::move(liveness)};
+VmView Node::find(std::string_view ref) const { return view(vm_from_row(store_->resolve(store::Table::kVm, ref))); }
+
+bool Node::owns(const system::Path& folder) const {
+  if (folder.lexically_relative(root_).begin()->string() != "..") return true;
+  const auto owner = system::find_text(folder / kOwnerFile, kLongestOwner);
+  return owner && *owner == id();
+}
+
+void Node::claim(const system::Path& folder) const {
+  if (owns(folder)) return;
+  const auto path = folder / kOwnerFile;
+  const system::Fd file(::open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600));
+  if (!file) {
+    if (errno == EEXIST) return;
+    throw StoreError(system_message("create " + path.string(), errno), path.string(), errno);
+  }
+  // Die before the id is written: the folder is nobody's, and nothing in it is collected.
+  if (::write(file.get(), id().data(), id().size()) != static_cast<ssize_t>(id().size()))
+    throw StoreError(system_message("write " + path.string(), errno), path.string(), errno);
 }
 
 system::Path Node::op_lock_path(std::string_view vm_id) const { return root_ / "locks" / vm_id; }

@@ -11,9 +11,11 @@
 #include <string_view>
 #include <vector>
 
+#include "cocoon/engine/gc.h"
 #include "cocoon/engine/liveness.h"
 #include "cocoon/lifecycle/record.h"
 #include "cocoon/metering/recorder.h"
+#include "cocoon/snapshot/local_file.h"
 #include "cocoon/store/meta_store.h"
 #include "cocoon/system/cancel.h"
 #include "cocoon/system/clock.h"
@@ -70,12 +72,15 @@ class Node {
   [[nodiscard]] const system::Path& shim() const { return shim_; }
   [[nodiscard]] const system::Clock& clock() const { return *clock_; }
   [[nodiscard]] store::MetaStore& store() const { return *store_; }
+  [[nodiscard]] snapshot::LocalFile& snapshots() const { return *snapshots_; }
   [[nodiscard]] const std::shared_ptr<metering::Recorder>& recorder() const { return store_->recorder(); }
   // Errors   InvalidArgument naming the known hypervisors.
   [[nodiscard]] const vmm::Driver& driver(std::string_view hypervisor) const;
   // `configured`, else the node's configuration, else the program's name in PATH. Errors VmmError: it is not there.
   [[nodiscard]] system::Path find_binary(std::string_view hypervisor, const system::Path& configured = {}) const;
 
+  // The record with what is alive now, and only those of its snapshots that are still there.
+  [[nodiscard]] VmView view(lifecycle::VmRecord vm) const;
   // By creation.
   [[nodiscard]] std::vector<VmView> vms() const;
   // Errors   NotFound. AmbiguousRef: also when two hypervisors have one of that name.
@@ -85,6 +90,9 @@ class Node {
   // sequence is working on is left alone and reported as busy.
   ReconcileReport reconcile(bool fix, system::Cancel& cancel);
 
+  // Removes what dead processes left, and the snapshots that `options` gives up. Errors InvalidArgument.
+  GcReport gc(const GcOptions& options, system::Cancel& cancel);
+
   [[nodiscard]] std::uint64_t pending() const { return store_->pending(); }
   // The ledger holds everything up to this seq for good.
   [[nodiscard]] std::uint64_t settled() const { return store_->settled(); }
@@ -92,6 +100,11 @@ class Node {
   // As MetaStore::rotate.
   std::filesystem::path rotate_ledger() { return store_->rotate(); }
   void close() { store_->close(); }
+
+  // Run and log dirs may lie where another node has its own: below such a folder only the node that came first is the
+  // owner, and only it collects what no record of its own speaks for. `claim` makes it ours if it is nobody's.
+  [[nodiscard]] bool owns(const system::Path& folder) const;
+  void claim(const system::Path& folder) const;
 
   // The op lock of one VM: sequences on it queue here.
   [[nodiscard]] system::Path op_lock_path(std::string_view vm_id) const;
@@ -105,6 +118,7 @@ class Node {
   std::map<std::string, system::Path> binaries_;
   std::map<std::string, std::unique_ptr<vmm::Driver>, std::less<>> drivers_;
   std::unique_ptr<store::MetaStore> store_;
+  std::unique_ptr<snapshot::LocalFile> snapshots_;
 };
 
 }  // namespace cocoon::engine

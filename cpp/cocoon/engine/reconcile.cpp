@@ -1,6 +1,8 @@
 // reconcile: ledger, records and processes, three ways. What can be put right is, through ordinary transitions; the
 // ledger is never edited.
 
+#include "cocoon/engine/reconcile.h"
+
 #include <algorithm>
 #include <cerrno>
 #include <set>
@@ -9,10 +11,13 @@
 #include <spdlog/spdlog.h>
 
 #include "cocoon/engine/commit.h"
+#include "cocoon/engine/disk_exchange.h"
 #include "cocoon/engine/node.h"
 #include "cocoon/engine/op_lock.h"
+#include "cocoon/engine/paused_guest.h"
 #include "cocoon/error.h"
 #include "cocoon/ledger/intervals.h"
+#include "cocoon/snapshot/commit.h"
 
 namespace cocoon::engine {
 namespace {
@@ -32,6 +37,15 @@ struct LedgerSide {
   [[nodiscard]] std::string_view compute_state(std::string_view id) const {
     if (!known) return "unknown";
     return open_compute.contains(id) ? "open" : "closed";
+  }
+
+  // The status of a record that says something else, empty for one that does not.
+  [[nodiscard]] std::string_view differs(const VmRecord& vm) const {
+    const bool compute = open_compute.contains(vm.id);
+    const bool storage = open_storage.contains(vm.id);
+    if ((vm.compute_open() && !compute) || (vm.storage_open() && !storage)) return "record-open-ledger-closed";
+    if (compute != vm.compute_open() || storage != vm.storage_open()) return "record-closed-ledger-open";
+    return {};
   }
 };
 
@@ -60,12 +74,13 @@ LedgerSide read_ledger(const Node& node) {
 
 class Reconciler {
  public:
-  Reconciler(Node& node, bool fix, system::Cancel& cancel) : node_(node), fix_(fix), cancel_(cancel) {}
+  Reconciler(Node& node, bool fix, bool only_garbage, system::Cancel& cancel)
+      : node_(node), fix_(fix), only_garbage_(only_garbage), cancel_(cancel) {}
 
   ReconcileReport run() {
     // Processes before records: a VMM without a record now had none when it was seen, or is being undone.
     const auto strays = scan();
-    if (node_.pending() > 0) {
+    if (!only_garbage_ && node_.pending() > 0) {
       try {
         node_.flush();
       } catch (const Error& error) {
@@ -73,7 +88,7 @@ class Reconciler {
         spdlog::info("reconcile: {}", error.what());
       }
     }
-    const auto side = read_ledger(node_);
+    const auto side = only_garbage_ ? LedgerSide() : read_ledger(node_);
     std::set<std::string, std::less<>> known;
     for (const auto& row : node_.store().list(store::Table::kVm)) {
       cancel_.check();
@@ -83,6 +98,7 @@ class Reconciler {
     for (const auto& [hypervisor, process] : strays)
       isolated(process.cwd.filename().string(), [&] { stray(hypervisor, process, known); });
     compare_rest(side, known);
+    compare_kept();
     return std::move(report_);
   }
 
@@ -153,14 +169,21 @@ class Reconciler {
     report_.rows.push_back(std::move(row));
   }
 
-  // What the ledger says of this VM's compute interval. It was read before the record: when the two differ it is read
-  // again, now that no sequence can change the record.
-  bool ledger_agrees(const VmRecord& vm, const LedgerSide& side, ReconcileRow& row) const {
-    if (!side.known || side.open_compute.contains(vm.id) == vm.compute_open()) return true;
-    if (node_.pending() > 0) return true;  // what the ledger lacks is known, and on its way
+  // In what the ledger differs from this record, empty if in nothing. The ledger was read before the record: when the
+  // two differ it is read again, now that no sequence can change the record.
+  std::string_view disagreement(const VmRecord& vm, const LedgerSide& side, ReconcileRow& row) const {
+    if (!side.known || side.differs(vm).empty()) return {};
+    if (node_.pending() > 0) return {};  // what the ledger lacks is known, and on its way
     const auto now = read_ledger(node_);
     row.ledger_state = std::string(now.compute_state(vm.id));
-    return !now.known || now.open_compute.contains(vm.id) == vm.compute_open();
+    return now.known ? now.differs(vm) : std::string_view();
+  }
+
+  // Record and process agree; so does the ledger, or it does not.
+  void compared(const VmRecord& vm, const LedgerSide& side, ReconcileRow row) {
+    const auto differs = disagreement(vm, side, row);
+    if (!differs.empty()) row.status = std::string(differs);
+    add(std::move(row), differs.empty());
   }
 
   void one(const std::string& id, const LedgerSide& side) {
@@ -183,9 +206,10 @@ class Reconciler {
       return add(std::move(row), true);
     }
     if (vm.state == VmState::kCreating) {
-      // Its lock is free, so its creator is dead.
+      // Its lock is free, so its creator is dead; a clone's may have left a VMM.
       row.status = "stale-placeholder";
       if (fix_) {
+        for (const auto& process : find_processes(driver, vm)) kill_process(process.identity);
         system::remove_tree(vm.run_dir);
         system::remove_tree(vm.log_dir);
         if (commit_if(node_.store(), vm, lifecycle::RollbackCreate{}).race == Race::kWon) {
@@ -197,6 +221,8 @@ class Reconciler {
     }
     try {
       const auto alive = settle(driver, vm, "reconcile", cancel_);
+      if (vm.dirty) return dirty(vm, alive, std::move(row));
+      if (fix_) DiskExchange::clean_up(vm.config);
       if (alive.life != Life::kAlive) return dead(vm, side, std::move(row));
       row.pid = alive.process->pid;
       living(vm, driver, *alive.process, side, std::move(row));
@@ -210,9 +236,8 @@ class Reconciler {
               const LedgerSide& side, ReconcileRow row) {
     const auto identity = to_record(process);
     if (vm.compute_open() && vm.state == VmState::kRunning && vm.process == identity) {
-      const bool agrees = ledger_agrees(vm, side, row);
-      if (!agrees) row.status = "record-open-ledger-closed";
-      return add(std::move(row), agrees);
+      if (left_paused(vm, driver, row)) return add(std::move(row), false);
+      return compared(vm, side, std::move(row));
     }
     bool runs = false;
     try {
@@ -226,12 +251,13 @@ class Reconciler {
       row.status = fmt::format("inconclusive: {}", error.what());
       return add(std::move(row), false);
     }
-    if (!runs) {
+    if (!runs || (vm.state == VmState::kHibernated && !vm.compute_open())) {
+      // A hibernated VM's memory is in its snapshot, and so are its disks: what runs was left by a hibernate or a wake.
       row.status = "orphan-process";
       if (fix_) {
         kill_process(process);
         if (vm.compute_open()) commit_if(node_.store(), vm, lifecycle::FoundDead{.death = find_death(vm)});
-        row.action = "killed, no guest ran in it";
+        row.action = runs ? "killed, the VM is hibernated" : "killed, no guest ran in it";
       }
       return add(std::move(row), false);
     }
@@ -248,11 +274,66 @@ class Reconciler {
     }
     row.status = vm.compute_open() ? "ok" : "process-without-interval";
     const bool state_differs = vm.state != VmState::kRunning || !vm.compute_open() || vm.process != identity;
-    if (fix_ && state_differs && vm.state != VmState::kHibernated &&
+    if (fix_ && !only_garbage_ && state_differs && vm.state != VmState::kHibernated &&
         commit_if(node_.store(), vm, lifecycle::FoundAlive{.process = identity}).race == Race::kWon)
       row.action = "adopted";
     const bool ok = row.status == "ok";
     add(std::move(row), ok);
+  }
+
+  // A snapshot whose maker died while the guest stood still.
+  bool left_paused(const VmRecord& vm, const vmm::Driver& driver, ReconcileRow& row) {
+    std::error_code ignored;
+    if (!std::filesystem::exists(system::Path(vm.run_dir) / kSavingFile, ignored)) return false;
+    row.status = "left-paused";
+    if (fix_) {
+      try {
+        if (PausedGuest::rescue(driver, vm, cancel_)) row.action = "resumed";
+      } catch (const VmmError& error) {
+        row.status = fmt::format("left-paused: {}", error.what());
+      }
+    }
+    return true;
+  }
+
+  // A restore whose maker died between the old disks and the new ones, or behind: the old ones come back.
+  void dirty(const VmRecord& vm, const Liveness& alive, ReconcileRow row) {
+    row.status = "half-restored";
+    if (alive.process) row.pid = alive.process->pid;
+    if (fix_) {
+      if (alive.process) kill_process(*alive.process);
+      DiskExchange::put_back(vm.config);
+      if (commit_if(node_.store(), vm, lifecycle::RestoreFailed{.dirty = false}).race == Race::kWon)
+        row.action = alive.process ? "killed, and its old disks put back" : "old disks put back";
+    }
+    add(std::move(row), false);
+  }
+
+  // What kept a hibernated VM's memory, when the VM is awake or gone: whoever ended that died before removing it.
+  void compare_kept() {
+    for (const auto& row : node_.store().list(store::Table::kSnapshot, {}, "ready")) {
+      const auto kept = snapshot::record_from_row(row);
+      if (!kept.kept) continue;
+      const auto vm = find_vm(node_.store(), kept.vm_id);
+      if (vm && vm->kept_snapshot_id == kept.id) continue;
+      if (vm) {
+        const auto lock = OpLock::try_acquire(node_, vm->id);
+        if (!lock) continue;  // its waker is about to
+      }
+      isolated(kept.id, [&] {
+        ReconcileRow found{.id = kept.id,
+                           .name = kept.name,
+                           .hypervisor = kept.hypervisor,
+                           .status = "kept-without-vm",
+                           .record_state = {},
+                           .ledger_state = {}};
+        if (fix_) {
+          node_.snapshots().remove(kept.id, cancel_);
+          found.action = "removed";
+        }
+        add(std::move(found), false);
+      });
+    }
   }
 
   void dead(const VmRecord& vm, const LedgerSide& side, ReconcileRow row) {
@@ -262,9 +343,7 @@ class Reconciler {
         row.action = "closed";
       return add(std::move(row), false);
     }
-    const bool agrees = ledger_agrees(vm, side, row);
-    if (!agrees) row.status = "record-closed-ledger-open";
-    add(std::move(row), agrees);
+    compared(vm, side, std::move(row));
   }
 
   // A VMM in a run dir of this node that no record speaks for.
@@ -298,12 +377,19 @@ class Reconciler {
 
   Node& node_;
   bool fix_;
+  bool only_garbage_;
   system::Cancel& cancel_;
   ReconcileReport report_;
 };
 
 }  // namespace
 
-ReconcileReport Node::reconcile(bool fix, system::Cancel& cancel) { return Reconciler(*this, fix, cancel).run(); }
+ReconcileReport Node::reconcile(bool fix, system::Cancel& cancel) {
+  return Reconciler(*this, fix, false, cancel).run();
+}
+
+ReconcileReport reconcile_garbage(Node& node, bool fix, system::Cancel& cancel) {
+  return Reconciler(node, fix, true, cancel).run();
+}
 
 }  // namespace cocoon::engine

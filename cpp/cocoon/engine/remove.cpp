@@ -1,4 +1,5 @@
-// remove: kill if forced → nobody answers, no process is left → folders → the record and its last entries.
+// remove: kill if forced → nobody answers, no process is left → folders → the record and its last entries → the
+// snapshot that kept its memory.
 //
 // With force it does not wait for the op lock: it loads the generation, kills, probes, and commits only if the
 // generation is unchanged, else it begins again. Without that condition a start that completes between the kill and
@@ -11,6 +12,7 @@
 
 #include "cocoon/engine/backend.h"
 #include "cocoon/engine/commit.h"
+#include "cocoon/engine/disk_exchange.h"
 #include "cocoon/engine/op_lock.h"
 #include "cocoon/error.h"
 #include "cocoon/system/socket.h"
@@ -38,10 +40,13 @@ bool Backend::try_remove(const std::string& id, bool force, std::chrono::steady_
   auto& store = node_->store();
   const auto vm = load_vm(store, id);
 
+  // A placeholder whose lock is free has no maker: a VMM in it is a clone's that died, and nobody's.
+  const bool may_kill = force || vm.state == VmState::kCreating;
+
   // 1. No VMM of it is alive. Die here: its interval is open, and whoever looks next closes it by the shim's stamp.
   const auto alive = settle(*driver_, vm, "remove", cancel);
   if (alive.life == Life::kAlive) {
-    if (!force)
+    if (!may_kill)
       throw InvalidState(fmt::format("remove {}: it is running (pid {}); stop it first, or remove it with force",
                                      vm.config.name, alive.process->pid),
                          "running");
@@ -55,7 +60,7 @@ bool Backend::try_remove(const std::string& id, bool force, std::chrono::steady_
     case system::SocketProbe::kDead:
       break;
     case system::SocketProbe::kLive:
-      if (force && std::chrono::steady_clock::now() < give_up) {
+      if (may_kill && std::chrono::steady_clock::now() < give_up) {
         system::pause_for(1ms, cancel);
         return false;  // started again meanwhile
       }
@@ -67,14 +72,20 @@ bool Backend::try_remove(const std::string& id, bool force, std::chrono::steady_
   const bool stopped_by_us = has_killed(killed, vm);
   const auto death = stopped_by_us ? std::nullopt : find_death(vm);
 
-  // 2. Folders first, so that a clean-up that failed can be tried again. Die here: the record is still there.
+  // 2. A disk outside of the run dir is the user's own again, if a restore that died had put another in its place.
+  if (vm.dirty) DiskExchange::put_back(vm.config);
+  DiskExchange::clean_up(vm.config);
+  // 3. Folders first, so that a clean-up that failed can be tried again. Die here: the record is still there.
   system::remove_tree(vm.run_dir);
   system::remove_tree(vm.log_dir);
 
-  // 3. The record and its last entries. Die after it: nothing is left but the outbox, which the next opener drains.
+  // 4. The record and its last entries. Die after it: nothing is left but the outbox, which the next opener drains.
   const auto done = commit_if(store, vm, lifecycle::Remove{.stopped_by_caller = stopped_by_us, .death = death});
   if (done.race == Race::kGone) throw NotFound(fmt::format("remove {}: it was removed meanwhile", vm.config.name), id);
-  return done.race == Race::kWon;
+  if (done.race != Race::kWon) return false;
+  // 5. The memory it was hibernated with. Die before it: a kept snapshot that no VM names; reconcile removes it.
+  if (!vm.kept_snapshot_id.empty()) drop_kept(vm.kept_snapshot_id);
+  return true;
 }
 
 void Backend::remove_one(const std::string& id, bool force, system::Cancel& cancel) {

@@ -40,48 +40,29 @@ void check_range(std::string_view what, std::int64_t value, std::int64_t least, 
     throw InvalidArgument(fmt::format("{}: {} is out of range, allowed: {} to {}", what, value, least, most));
 }
 
-bool is_name(std::string_view name) {
-  constexpr std::size_t kLongest = 63;
-  const auto is_alphanumeric = [](char c) {
-    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9');
-  };
-  return !name.empty() && name.size() <= kLongest && is_alphanumeric(name.front()) &&
-         std::all_of(name.begin(), name.end(),
-                     [&](char c) { return is_alphanumeric(c) || c == '.' || c == '_' || c == '-'; });
-}
-
-// An existing regular file that may be read, by its absolute path.
-std::string existing_file(std::string_view what, const std::string& path) {
-  const auto absolute = std::filesystem::absolute(path);
-  struct stat status{};
-  if (::stat(absolute.c_str(), &status) != 0)
-    throw InvalidArgument(system_message(fmt::format("{}: {}", what, absolute.string()), errno));
-  if (!S_ISREG(status.st_mode) && !S_ISBLK(status.st_mode))
-    throw InvalidArgument(fmt::format("{}: {} is not a file or block device", what, absolute.string()));
-  if (::access(absolute.c_str(), R_OK) != 0)
-    throw InvalidArgument(system_message(fmt::format("{}: {}", what, absolute.string()), errno));
-  return absolute.string();
-}
-
 struct QcowHeader {
   std::int64_t size = 0;
   std::string backing;
 };
 
 // Source   QEMU's docs/interop/qcow2.txt: big endian, magic "QFI\xfb", version, backing_file_offset, backing_file_size,
-//          cluster_bits, size.
+//          cluster_bits, size; from byte 72 on, in version 3, incompatible features, bit 2: an external data file.
 QcowHeader read_qcow2(const system::Path& path) {
   const system::Fd file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
   if (!file) throw InvalidArgument(system_message("disk " + path.string(), errno));
-  std::array<unsigned char, 32> bytes{};
-  if (::pread(file.get(), bytes.data(), bytes.size(), 0) != static_cast<ssize_t>(bytes.size()) || bytes[0] != 'Q' ||
-      bytes[1] != 'F' || bytes[2] != 'I' || bytes[3] != 0xfb)
+  std::array<unsigned char, 80> bytes{};
+  constexpr ssize_t kLeast = 32;
+  if (::pread(file.get(), bytes.data(), bytes.size(), 0) < kLeast || bytes[0] != 'Q' || bytes[1] != 'F' ||
+      bytes[2] != 'I' || bytes[3] != 0xfb)
     throw InvalidArgument(fmt::format("disk {}: it is not a qcow2 image", path.string()));
   const auto number = [&](std::size_t at, std::size_t width) {
     std::uint64_t value = 0;
     for (std::size_t i = 0; i < width; ++i) value = value << 8U | bytes[at + i];
     return value;
   };
+  constexpr std::uint64_t kExternalData = 4;
+  if (number(4, 4) >= 3 && (number(72, 8) & kExternalData) != 0)
+    throw InvalidArgument(fmt::format("disk {}: its data is in another file, which is not supported", path.string()));
   QcowHeader header;
   header.size = static_cast<std::int64_t>(std::min<std::uint64_t>(number(24, 8), kMaxBytes + 1));
   const auto offset = number(8, 8);
@@ -95,6 +76,22 @@ QcowHeader read_qcow2(const system::Path& path) {
 }
 
 }  // namespace
+
+std::string existing_file(std::string_view what, const std::string& path) {
+  const auto absolute = std::filesystem::absolute(path);
+  struct stat status{};
+  if (::stat(absolute.c_str(), &status) != 0)
+    throw InvalidArgument(system_message(fmt::format("{}: {}", what, absolute.string()), errno));
+  if (!S_ISREG(status.st_mode) && !S_ISBLK(status.st_mode))
+    throw InvalidArgument(fmt::format("{}: {} is not a file or block device", what, absolute.string()));
+  if (::access(absolute.c_str(), R_OK) != 0)
+    throw InvalidArgument(system_message(fmt::format("{}: {}", what, absolute.string()), errno));
+  return absolute.string();
+}
+
+std::string disk_backing(const system::Path& path, const std::string& format) {
+  return format == "qcow2" ? read_qcow2(path).backing : std::string();
+}
 
 void check(const DiskSpec& disk) {
   if (disk.path.empty()) throw InvalidArgument("disk path: it is empty");
@@ -113,9 +110,7 @@ void check(const DiskSpec& disk) {
 }
 
 void check(const VmSpec& spec) {
-  if (!is_name(spec.name))
-    throw InvalidArgument(fmt::format(
-        "name: '{}', allowed: 1 to 63 letters, digits, '.', '_' or '-', beginning with a letter or digit", spec.name));
+  lifecycle::check_name(spec.name);
   if (spec.cpu) check_range("cpu", *spec.cpu, 1, kMaxCpu);
   if (spec.mem_bytes) check_range("memory", *spec.mem_bytes, 1 << 20, kMaxBytes);
   if (spec.storage_bytes) check_range("storage", *spec.storage_bytes, 0, kMaxBytes);

@@ -5,6 +5,7 @@
 #include <map>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "cocoon/lifecycle/record.h"
@@ -54,6 +55,12 @@ lifecycle::VmConfig resolve(const VmSpec& spec, const system::Path& run_dir);
 // Makes the VM's own disk as planned. `spec` is what `config` was resolved from.
 // Blocks   while a base is copied. Errors StoreError, Cancelled.
 void make_own_disk(const VmSpec& spec, const lifecycle::VmConfig& config, system::Cancel& cancel);
+
+// An existing regular file or block device that may be read, by its absolute path. Errors InvalidArgument.
+std::string existing_file(std::string_view what, const std::string& path);
+
+// The backing file that a qcow2 image names; "" if it names none, or is raw. Errors InvalidArgument.
+std::string disk_backing(const system::Path& path, const std::string& format);
 
 // Logical size of a disk image. Errors InvalidArgument: not of that format.
 std::int64_t disk_size(const system::Path& path, const std::string& format);

@@ -49,8 +49,9 @@ void Backend::shut_down(const VmRecord& vm, const system::Pidfd& process, const 
                            },
                            timeout))
     return;
-  if (tried("asking the VMM to quit", [&] { driver_->quit(vm, kAskTimeout, cancel); }, options_.terminate_grace))
-    return;
+  bool quitting = false;
+  if (tried("asking the VMM to quit", [&] { quitting = driver_->quit(vm, kAskTimeout, cancel); }, 0ms)) return;
+  if (quitting && process.wait(options_.terminate_grace, cancel)) return;
   system::terminate(process, options_.terminate_grace, cancel);
 }
 

@@ -1,5 +1,6 @@
 #include "cocoon/lifecycle/record.h"
 
+#include <algorithm>
 #include <array>
 #include <charconv>
 #include <concepts>
@@ -295,10 +296,33 @@ struct Fields<SnapshotRecord> {
       make_field<&T::storage_bytes, T>("storage_bytes", kOptional),
       make_field<&T::size_bytes, T>("size_bytes", kOptional),
       make_field<&T::pending, T>("pending", kRequired),
+      make_field<&T::kept, T>("kept", kOptional),
       make_field<&T::generation, T>("generation", kRequired),
       make_field<&T::created_at_ns, T>("created_at_ns", kRequired),
       make_field<&T::storage_interval, T>("storage_interval", kOptional),
       make_field<&T::data_dir, T>("data_dir", kOptional),
+  };
+};
+
+template <>
+struct Fields<SavedFile> {
+  using T = SavedFile;
+  static constexpr std::array kAll = {
+      make_field<&T::name, T>("name", kRequired),
+      make_field<&T::size_bytes, T>("size_bytes", kRequired),
+  };
+};
+
+template <>
+struct Fields<SavedVm> {
+  using T = SavedVm;
+  static constexpr std::array kAll = {
+      make_field<&T::hypervisor, T>("hypervisor", kRequired),
+      make_field<&T::vmm_version, T>("vmm_version", kRequired),
+      make_field<&T::config, T>("config", kRequired),
+      make_field<&T::disk_files, T>("disk_files", kOptional),
+      make_field<&T::state_files, T>("state_files", kRequired),
+      make_field<&T::facts, T>("facts", kOptional),
   };
 };
 
@@ -365,13 +389,29 @@ metering::Shape shape_of(const VmConfig& config) {
   return shape;
 }
 
+void check_name(std::string_view name) {
+  constexpr std::size_t kLongest = 63;
+  const auto is_alphanumeric = [](char c) {
+    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9');
+  };
+  if (!name.empty() && name.size() <= kLongest && is_alphanumeric(name.front()) &&
+      std::all_of(name.begin(), name.end(),
+                  [&](char c) { return is_alphanumeric(c) || c == '.' || c == '_' || c == '-'; }))
+    return;
+  throw InvalidArgument(fmt::format(
+      "name: '{}', allowed: 1 to 63 letters, digits, '.', '_' or '-', beginning with a letter or digit", name));
+}
+
 std::string to_document(const VmRecord& record) { return write_document(record); }
 std::string to_document(const SnapshotRecord& record) { return write_document(record); }
+std::string to_document(const SavedVm& saved) { return write_document(saved); }
 
 VmRecord vm_from_document(std::string_view document) { return read_document<VmRecord>("VM record", document); }
 
 SnapshotRecord snapshot_from_document(std::string_view document) {
   return read_document<SnapshotRecord>("snapshot record", document);
 }
+
+SavedVm saved_vm_from_document(std::string_view document) { return read_document<SavedVm>(kSavedVmFile, document); }
 
 }  // namespace cocoon::lifecycle

@@ -1,5 +1,5 @@
 #pragma once
-// What the store keeps of one VM and of one snapshot: plain values and their JSON documents.
+// What is kept of one VM and of one snapshot: plain values and their JSON documents.
 
 #include <cstdint>
 #include <map>
@@ -77,8 +77,8 @@ struct VmRecord {
   std::uint64_t compute_interval = 0;    // seq of the start of the open interval, 0 when closed
   std::uint64_t storage_interval = 0;
   std::optional<ProcessIdentity> process;  // of the VMM that `started` speaks of
-  std::vector<std::string> snapshot_ids;
-  std::string kept_snapshot_id;  // holds a hibernated VM's memory
+  std::vector<std::string> snapshot_ids;   // taken of it; some may be removed since
+  std::string kept_snapshot_id;            // holds a hibernated VM's memory
   std::string run_dir;
   std::string log_dir;
   bool operator==(const VmRecord&) const = default;
@@ -98,6 +98,7 @@ struct SnapshotRecord {
   std::int64_t storage_bytes = 0;
   std::int64_t size_bytes = 0;  // logical bytes of its data files
   bool pending = true;
+  bool kept = false;  // holds a hibernated VM's memory
   std::int64_t generation = 0;
   std::int64_t created_at_ns = 0;
   std::uint64_t storage_interval = 0;
@@ -105,20 +106,46 @@ struct SnapshotRecord {
   bool operator==(const SnapshotRecord&) const = default;
 };
 
+struct SavedFile {
+  std::string name;  // in the snapshot's folder
+  std::int64_t size_bytes = 0;
+  bool operator==(const SavedFile&) const = default;
+};
+
+// What a snapshot of a VM says of it, in the file kSavedVmFile of its folder: all that it takes to make that VM, or
+// another one like it, go on.
+struct SavedVm {
+  std::string hypervisor;
+  std::string vmm_version;
+  VmConfig config;                      // as the VM had it, with paths of its own run dir
+  std::vector<std::string> disk_files;  // for each disk of `config`: its copy in the folder; "": used where it lies
+  std::vector<SavedFile> state_files;   // devices and memory
+  std::map<std::string, std::string> facts;  // the driver's own
+  bool operator==(const SavedVm&) const = default;
+};
+
+inline constexpr const char* kSavedVmFile = "vm.json";
+
 // What a VM of this configuration is billed for: its own disk and its writable data disks, logical bytes.
 // Errors   InvalidArgument: a negative number, or a sum beyond 2^63 - 1.
 metering::Shape shape_of(const VmConfig& config);
+
+// The rule for names of VMs and snapshots: ^[a-zA-Z0-9][a-zA-Z0-9._-]{0,62}$. Errors InvalidArgument.
+void check_name(std::string_view name);
 
 // Errors   InvalidArgument: more than 64 labels, a key not of 1 to 63 bytes, a value over 256 bytes, text that is not
 //          UTF-8 or has control characters.
 void check_labels(const std::map<std::string, std::string>& labels);
 
-// The JSON documents of the store. Reading is strict: a missing or mistyped field is an InvalidArgument that names it;
-// unknown and repeated fields are refused too (a newer schema has a newer database version). The order of fields is
-// free. Empty and default values are left out. Writing text that is not UTF-8 is an InvalidArgument as well.
+// The JSON documents of the store and of snapshots. Reading is strict: a missing or mistyped field is an
+// InvalidArgument that names it; unknown and repeated fields are refused too (a newer schema has a newer database
+// version). The order of fields is free. Empty and default values are left out. Writing text that is not UTF-8 is an
+// InvalidArgument as well.
 std::string to_document(const VmRecord& record);
 std::string to_document(const SnapshotRecord& record);
+std::string to_document(const SavedVm& saved);
 VmRecord vm_from_document(std::string_view document);
 SnapshotRecord snapshot_from_document(std::string_view document);
+SavedVm saved_vm_from_document(std::string_view document);
 
 }  // namespace cocoon::lifecycle

@@ -1,5 +1,6 @@
 #include "cocoon/lifecycle/transition.h"
 
+#include <algorithm>
 #include <utility>
 
 #include <fmt/format.h>
@@ -122,6 +123,7 @@ class Step {
     require_finalized();
     if (record_.compute_open()) close_compute(Reason::kRestore, event.source_snapshot_id);
     record_.state = VmState::kStopped;
+    record_.dirty = record_.dirty || event.dirty;
     record_.process.reset();
   }
 
@@ -161,6 +163,14 @@ class Step {
     }
     open_compute(Reason::kHibernateWake, std::exchange(record_.kept_snapshot_id, {}));
     run(event.process);
+  }
+
+  void on(const SnapshotTaken& event) {
+    require_finalized();
+    std::erase_if(record_.snapshot_ids, [&](const std::string& id) {
+      return id == event.snapshot_id || std::ranges::find(event.gone, id) != event.gone.end();
+    });
+    record_.snapshot_ids.push_back(event.snapshot_id);
   }
 
   Outcome<VmRecord> finish() {
@@ -303,6 +313,7 @@ struct EventName {
   std::string_view operator()(const RestoreFailed&) const { return "restore failed"; }
   std::string_view operator()(const Hibernate&) const { return "hibernate"; }
   std::string_view operator()(const Wake&) const { return "wake"; }
+  std::string_view operator()(const SnapshotTaken&) const { return "snapshot taken"; }
 };
 
 }  // namespace

@@ -54,6 +54,7 @@ struct FinalizeClone {
 };
 struct RestoreKilled {
   std::string source_snapshot_id;
+  bool dirty = false;  // its files are about to be exchanged: until the restore has an end, start must refuse it
 };
 struct RestoreDone {
   VmConfig config;
@@ -69,9 +70,13 @@ struct Hibernate {
 struct Wake {
   std::optional<ProcessIdentity> process;
 };
-using VmEvent =
-    std::variant<Reserve, FinalizeCreate, RollbackCreate, MarkStarted, MarkStopped, MarkError, Relabel, FoundDead,
-                 FoundAlive, Remove, FinalizeClone, RestoreKilled, RestoreDone, RestoreFailed, Hibernate, Wake>;
+struct SnapshotTaken {
+  std::string snapshot_id;
+  std::vector<std::string> gone;  // earlier ones that have been removed since
+};
+using VmEvent = std::variant<Reserve, FinalizeCreate, RollbackCreate, MarkStarted, MarkStopped, MarkError, Relabel,
+                             FoundDead, FoundAlive, Remove, FinalizeClone, RestoreKilled, RestoreDone, RestoreFailed,
+                             Hibernate, Wake, SnapshotTaken>;
 
 // Events of a snapshot.
 struct ReserveSnapshot {

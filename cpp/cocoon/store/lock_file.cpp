@@ -4,7 +4,6 @@
 #include <pthread.h>
 #include <sys/file.h>
 #include <sys/stat.h>
-#include <sys/sysmacros.h>
 
 #include <cerrno>
 #include <string>
@@ -72,33 +71,26 @@ LockFile::~LockFile() {
   std::erase(files.all, this);
 }
 
-LockFile::Open LockFile::take_or_open() {
+system::Fd LockFile::take_or_open() {
   {
     const std::lock_guard lock(mutex_);
     if (!idle_.empty()) {
-      auto open = std::move(idle_.back());
+      auto fd = std::move(idle_.back());
       idle_.pop_back();
-      return open;
+      return fd;
     }
   }
-  Open open;
-  open.fd.reset(::open(path_.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOCTTY | O_NOFOLLOW, 0600));
-  if (!open.fd) fail("open lock file", path_, errno);
-  struct stat status{};
-  if (::fstat(open.fd.get(), &status) != 0) fail("stat lock file", path_, errno);
-  open.device = status.st_dev;
-  open.inode = status.st_ino;
-  return open;
+  system::Fd fd(::open(path_.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOCTTY | O_NOFOLLOW, 0600));
+  if (!fd) fail("open lock file", path_, errno);
+  return fd;
 }
 
-// False: the name was removed or replaced since, so that the lock excludes nobody.
-bool LockFile::is_named(const Open& open) const {
+// False: the file was removed or replaced since, so that the lock excludes nobody. Asked of the open file, for that
+// spares the way along its path.
+bool LockFile::is_named(int fd) const {
   struct statx status{};
-  if (::statx(AT_FDCWD, path_.c_str(), AT_SYMLINK_NOFOLLOW, STATX_INO, &status) != 0) {
-    if (errno == ENOENT) return false;
-    fail("stat lock file", path_, errno);
-  }
-  return status.stx_ino == open.inode && ::makedev(status.stx_dev_major, status.stx_dev_minor) == open.device;
+  if (::statx(fd, "", AT_EMPTY_PATH, STATX_NLINK, &status) != 0) fail("stat lock file", path_, errno);
+  return status.stx_nlink != 0;
 }
 
 LockFile::Held::Held(LockFile& file, Unchecked /*unchecked*/) : file_(file), owner_(process_generation()) { take(); }
@@ -106,24 +98,24 @@ LockFile::Held::Held(LockFile& file, Unchecked /*unchecked*/) : file_(file), own
 LockFile::Held::Held(LockFile& file) : Held(file, Unchecked{}) { ensure_named(); }
 
 void LockFile::Held::take() {
-  open_ = file_.take_or_open();
-  while (::flock(open_.fd.get(), LOCK_EX) != 0) {
+  fd_ = file_.take_or_open();
+  while (::flock(fd_.get(), LOCK_EX) != 0) {
     if (errno != EINTR) fail("lock", file_.path_, errno);
   }
 }
 
 void LockFile::Held::ensure_named() {
-  while (!file_.is_named(open_)) {
-    open_ = {};
+  while (!file_.is_named(fd_.get())) {
+    fd_.reset();
     take();
   }
 }
 
 LockFile::Held::~Held() {
   if (!is_ours()) return;
-  ::flock(open_.fd.get(), LOCK_UN);
+  ::flock(fd_.get(), LOCK_UN);
   const std::lock_guard lock(file_.mutex_);
-  if (file_.idle_.size() < kMostIdle) file_.idle_.push_back(std::move(open_));
+  if (file_.idle_.size() < kMostIdle) file_.idle_.push_back(std::move(fd_));
 }
 
 }  // namespace cocoon::store

@@ -3,8 +3,6 @@
 // its own, for an flock belongs to the open file; those not in use are kept open, which halves the system calls of a
 // lock against opening it each time.
 
-#include <sys/types.h>
-
 #include <atomic>
 #include <cstdint>
 #include <filesystem>
@@ -25,14 +23,6 @@ class LockFile {
   LockFile(const LockFile&) = delete;
   LockFile& operator=(const LockFile&) = delete;
 
- private:
-  struct Open {
-    system::Fd fd;
-    std::uint64_t device = 0;
-    std::uint64_t inode = 0;
-  };
-
- public:
   // The lock, held while it lives. It is given back by name: a child forked meanwhile shares the open file, and if it
   // were only closed the lock would stay with the child. In that child it does nothing.
   class Held {
@@ -56,18 +46,18 @@ class LockFile {
     void take();
 
     LockFile& file_;
-    Open open_;
+    system::Fd fd_;
     std::uint64_t owner_;
   };
 
  private:
   friend void forget_parents_files();
-  [[nodiscard]] Open take_or_open();
-  [[nodiscard]] bool is_named(const Open& open) const;
+  [[nodiscard]] system::Fd take_or_open();
+  [[nodiscard]] bool is_named(int fd) const;
 
   std::filesystem::path path_;
   std::mutex mutex_;
-  std::vector<Open> idle_;
+  std::vector<system::Fd> idle_;
 };
 
 }  // namespace cocoon::store

@@ -16,7 +16,9 @@ constexpr std::size_t kMostBytes = std::size_t{1} << 20;
 }  // namespace
 
 std::uint64_t last_given(Connection& connection) {
-  Query query(connection, "SELECT seq FROM sqlite_sequence WHERE name = 'outbox'");
+  Query query(connection,
+              "SELECT max(ifnull((SELECT max(seq) FROM outbox), 0),"
+              " (SELECT CAST(value AS INTEGER) FROM meta WHERE key = 'given_through'))");
   return query.next() ? query.seq(0) : 0;
 }
 
@@ -25,7 +27,7 @@ void insert_row(Connection& connection, const OutboxRow& row) {
 }
 
 void skip_through(Connection& connection, std::uint64_t seq) {
-  Query(connection, "UPDATE sqlite_sequence SET seq = ?1 WHERE name = 'outbox'").bind_seq(1, seq).run();
+  set_meta_value(connection, kGivenThrough, std::to_string(seq));
 }
 
 std::vector<OutboxRow> rows_after(Connection& connection, std::uint64_t seq) {
@@ -64,6 +66,11 @@ void prune_rows(Connection& connection, std::uint64_t seq) {
   try {
     Query(connection, "DELETE FROM outbox WHERE seq <= ?1").bind_seq(1, seq).run();
     set_meta_value(connection, kPrunedThrough, text);
+    // Never lowered: where metering is off, numbers are given that never were in the outbox.
+    Query(connection, "UPDATE meta SET value = ?2 WHERE key = 'given_through' AND CAST(value AS INTEGER) < ?1")
+        .bind_seq(1, seq)
+        .bind(2, text)
+        .run();
     connection.execute("COMMIT;");
   } catch (...) {
     connection.roll_back();

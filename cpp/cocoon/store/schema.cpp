@@ -16,9 +16,10 @@ constexpr std::int64_t kApplicationId = 0x436f636f;  // "Coco"
 // kMigrations[i] leads from version i to version i + 1. A released one is never edited.
 //
 // Version 1. `n` is the order of creation. Only state, generation and document change in a usual transition, and no
-// index holds them: a commit then writes one page of the record's table, one of the outbox, and the counter's.
+// index holds them. The outbox is not AUTOINCREMENT, whose counter is a page of its own in every commit: the next seq
+// follows from its last row, or from `given_through` when there is none. A transition then writes two pages.
 constexpr std::array kMigrations = {
-    "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;"
+    "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;"
     "CREATE TABLE vm ("
     "  n INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, hypervisor TEXT NOT NULL, name TEXT NOT NULL,"
     "  state TEXT NOT NULL, generation INTEGER NOT NULL, document TEXT NOT NULL,"
@@ -27,8 +28,7 @@ constexpr std::array kMigrations = {
     "  n INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, hypervisor TEXT NOT NULL, name TEXT NOT NULL,"
     "  state TEXT NOT NULL, generation INTEGER NOT NULL, document TEXT NOT NULL) STRICT;"
     "CREATE UNIQUE INDEX snapshot_name ON snapshot (name) WHERE name <> '';"
-    "CREATE TABLE outbox (seq INTEGER PRIMARY KEY AUTOINCREMENT, line TEXT NOT NULL) STRICT;"
-    "INSERT INTO sqlite_sequence (name, seq) VALUES ('outbox', 0);",
+    "CREATE TABLE outbox (seq INTEGER PRIMARY KEY, line TEXT NOT NULL) STRICT;",
 };
 constexpr std::int64_t kVersion = kMigrations.size();
 
@@ -51,6 +51,7 @@ void migrate(Connection& connection, std::int64_t from) {
       set_meta_value(connection, kLedgerId, make_id());
       set_meta_value(connection, kMeteredLabels, "");
       set_meta_value(connection, kPrunedThrough, "0");
+      set_meta_value(connection, kGivenThrough, "0");
     }
     connection.execute(
         fmt::format("PRAGMA application_id = {}; PRAGMA user_version = {}; COMMIT;", kApplicationId, kVersion).c_str());

@@ -18,6 +18,7 @@ inline constexpr char kNodeId[] = "node_id";
 inline constexpr char kLedgerId[] = "ledger_id";
 inline constexpr char kMeteredLabels[] = "metered_labels";  // sorted, one per line
 inline constexpr char kPrunedThrough[] = "pruned_through";  // rows up to this seq have left the outbox
+inline constexpr char kGivenThrough[] = "given_through";    // a seq that was given, as far as the outbox does not tell
 
 [[nodiscard]] std::string meta_value(Connection& connection, const std::string& key);
 void set_meta_value(Connection& connection, const std::string& key, const std::string& value);

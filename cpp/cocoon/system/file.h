@@ -8,6 +8,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "cocoon/system/cancel.h"
 #include "cocoon/system/fd.h"
@@ -30,8 +31,14 @@ void write_text_atomic(const Path& path, std::string_view text, unsigned mode = 
 // fsync of a folder, so that a name made or removed in it stays.
 void sync_dir(const Path& path);
 
+// fsync of a file, in pieces of what is not on the disk yet. Blocks; asks `cancel` between pieces.
+void sync_file(const Path& path, Cancel& cancel);
+
 // mkdir -p; folders it makes are 0700. An existing last component must be a folder.
 void make_private_dirs(const Path& path);
+
+// Names in a folder, sorted.
+std::vector<std::string> list_dir(const Path& path);
 
 // rm -rf without following links; absent is fine.
 void remove_tree(const Path& path);
@@ -42,10 +49,12 @@ void remove_file(const Path& path);
 // A new file (0600) of `size` bytes that holds nothing; an existing file is an error.
 void make_sparse_file(const Path& path, std::int64_t size_bytes);
 
+enum class Sync { kNow, kLater };  // kLater: by who asked, with sync_file()
+
 // A new file (0600) with the bytes of another: reflink where the file system can, else its data, holes kept.
-// Durable  the bytes are on the disk; the name is once its folder was synced.
+// Durable  the bytes are on the disk, unless `sync` says otherwise; the name is once its folder was synced.
 // Blocks   for the whole copy; asks `cancel` between pieces. On any error the new file is gone; an existing one stays.
-void copy_file(const Path& from, const Path& to, Cancel& cancel);
+void copy_file(const Path& from, const Path& to, Cancel& cancel, Sync sync = Sync::kNow);
 
 // Holds an exclusive flock on a file until destroyed. The kernel queues waiters of all threads and processes alike,
 // since every lock has its own open file. Destroying closes our descriptor and does not unlock: a child that inherited
@@ -60,6 +69,12 @@ class FileLock {
   static FileLock acquire(const Path& path, Cancel& cancel);
   // nullopt if somebody else holds it. is_held() of others does not count: it is waited out, up to a second.
   static std::optional<FileLock> try_acquire(const Path& path);
+  // Shared with others who share it, while acquire() and exclude() of others wait and fail. In slices.
+  static FileLock share(const Path& path, Cancel& cancel);
+  // nullopt if somebody holds it exclusively.
+  static std::optional<FileLock> try_share(const Path& path);
+  // try_acquire() for locks that are shared: nullopt at once whoever holds it in whatever way.
+  static std::optional<FileLock> try_exclude(const Path& path);
   // True if somebody holds it now. An absent file is held by nobody, and is not made. Asks with a shared lock, held for
   // microseconds: acquire() waits that long for us, try_acquire() too.
   static bool is_held(const Path& path);
@@ -75,9 +90,13 @@ class FileLock {
   }
 
   [[nodiscard]] int fd() const { return fd_.get(); }
+  // Lets it go for everybody who shares our open file: children forked meanwhile cannot prolong it.
+  void unlock();
 
  private:
   explicit FileLock(Fd fd);
+  static FileLock wait_for(const Path& path, int operation, Cancel& cancel);
+  static std::optional<FileLock> try_now(const Path& path, int operation);
   void release();
   Fd fd_;
 };

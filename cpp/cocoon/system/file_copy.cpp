@@ -31,9 +31,8 @@ class NewFile {
   NewFile& operator=(const NewFile&) = delete;
 
   [[nodiscard]] int fd() const { return fd_.get(); }
-  // Its size and bytes are on the disk afterwards.
-  void keep() {
-    if (::fsync(fd_.get()) != 0) throw_store_error("sync", path_);
+  void keep(Sync sync = Sync::kNow) {
+    if (sync == Sync::kNow && ::fsync(fd_.get()) != 0) throw_store_error("sync", path_);
     kept_ = true;
   }
 
@@ -141,7 +140,7 @@ void make_sparse_file(const Path& path, std::int64_t size_bytes) {
   file.keep();
 }
 
-void copy_file(const Path& from, const Path& to, Cancel& cancel) {
+void copy_file(const Path& from, const Path& to, Cancel& cancel, Sync sync) {
   const Fd in(::open(from.c_str(), O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK));
   if (!in) throw_store_error("open", from);
   struct stat status{};
@@ -152,7 +151,7 @@ void copy_file(const Path& from, const Path& to, Cancel& cancel) {
   cancel.check();
   NewFile out(to);
   if (::ioctl(out.fd(), FICLONE, in.get()) != 0) copy_sparse({from, to, in.get(), out.fd()}, status.st_size, cancel);
-  out.keep();
+  out.keep(sync);
 }
 
 }  // namespace cocoon::system

@@ -72,6 +72,12 @@ void FileLock::release() {
   fd_.reset();
 }
 
+void FileLock::unlock() {
+  if (!fd_) return;
+  ::flock(fd_.get(), LOCK_UN);
+  release();
+}
+
 FileLock FileLock::acquire(const Path& path) {
   for (;;) {
     Fd fd = open_lock_file(path);
@@ -80,11 +86,29 @@ FileLock FileLock::acquire(const Path& path) {
   }
 }
 
-FileLock FileLock::acquire(const Path& path, Cancel& cancel) {
+FileLock FileLock::acquire(const Path& path, Cancel& cancel) { return wait_for(path, LOCK_EX, cancel); }
+
+FileLock FileLock::share(const Path& path, Cancel& cancel) { return wait_for(path, LOCK_SH, cancel); }
+
+std::optional<FileLock> FileLock::try_share(const Path& path) { return try_now(path, LOCK_SH); }
+
+std::optional<FileLock> FileLock::try_exclude(const Path& path) { return try_now(path, LOCK_EX); }
+
+std::optional<FileLock> FileLock::try_now(const Path& path, int operation) {
+  for (;;) {
+    Fd fd = open_lock_file(path);
+    const bool locked = lock_file(fd.get(), operation | LOCK_NB, path);
+    if (!is_file_at(fd.get(), path)) continue;
+    if (!locked) return std::nullopt;
+    return FileLock(std::move(fd));
+  }
+}
+
+FileLock FileLock::wait_for(const Path& path, int operation, Cancel& cancel) {
   Fd fd = open_lock_file(path);
   microseconds pause = kFirstPause;
   for (;;) {
-    const bool locked = lock_file(fd.get(), LOCK_EX | LOCK_NB, path);
+    const bool locked = lock_file(fd.get(), operation | LOCK_NB, path);
     if (!is_file_at(fd.get(), path)) {
       fd = open_lock_file(path);
       cancel.check();

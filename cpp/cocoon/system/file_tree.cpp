@@ -3,6 +3,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <memory>
@@ -79,6 +80,14 @@ void remove_at(int parent, const char* name, const Path& shown) {
 }
 
 }  // namespace
+
+std::vector<std::string> list_dir(const Path& path) {
+  const Fd folder(::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (!folder) throw_store_error("open folder", path);
+  auto names = names_in(folder.get(), path);
+  std::sort(names.begin(), names.end());
+  return names;
+}
 
 void remove_tree(const Path& path) {
   // A trailing '/' would follow a link.

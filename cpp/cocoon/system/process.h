@@ -81,6 +81,21 @@ struct SpawnSpec {
 // Errors   StoreError: the program, its folder, its log or the namespace cannot be opened or entered (nothing runs).
 ProcessIdentity spawn(const Path& shim, const SpawnSpec& spec);
 
+struct ProgramEnd {
+  bool signalled = false;  // else exited
+  int status = 0;          // signal number or exit status; -1: the program we live in takes its children's ends away
+  std::string output;      // stdout and stderr, cut after 64 KiB
+};
+
+// Runs a program to its end: for short questions such as --version. It gets /dev/null to read, and of our environment
+// PATH, TMPDIR and LD_LIBRARY_PATH.
+// Blocks   until its end; it is killed when the time is up, or on `cancel`.
+// Errors   StoreError: it cannot be started. VmmTimeout. Cancelled.
+ProgramEnd run_program(const std::vector<std::string>& argv, std::chrono::milliseconds timeout, Cancel& cancel);
+
+// The short list of our environment that programs we start may know of: "K=V".
+std::vector<std::string> base_environment();
+
 // What the shim wrote. Source: cpp/shim/shim.c.
 struct ExitRecord {
   ProcessIdentity identity;

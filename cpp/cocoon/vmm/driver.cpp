@@ -2,11 +2,15 @@
 
 #include <algorithm>
 #include <array>
+#include <filesystem>
+#include <system_error>
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
 #include "cocoon/error.h"
+#include "cocoon/vmm/cloud_hypervisor.h"
+#include "cocoon/vmm/firecracker.h"
 #include "cocoon/vmm/qemu.h"
 
 namespace cocoon::vmm {
@@ -17,11 +21,22 @@ struct Known {
   std::unique_ptr<Driver> (*make)();
 };
 
-constexpr std::array<Known, 1> kKnown{{
+constexpr std::array<Known, 3> kKnown{{
     {"qemu", [] { return std::unique_ptr<Driver>(std::make_unique<Qemu>()); }},
+    {"cloud-hypervisor", [] { return std::unique_ptr<Driver>(std::make_unique<CloudHypervisor>()); }},
+    {"firecracker", [] { return std::unique_ptr<Driver>(std::make_unique<Firecracker>()); }},
 }};
 
 }  // namespace
+
+bool Driver::works_in(const system::ProcessInfo& process, const system::Path& run_dir) {
+  if (process.cwd.empty()) return false;
+  if (process.cwd == run_dir.lexically_normal()) return true;
+  // /proc gives the folder without the links that may lead to it.
+  std::error_code error;
+  const system::Path resolved = std::filesystem::weakly_canonical(run_dir, error);
+  return !error && process.cwd == resolved;
+}
 
 std::vector<std::string_view> hypervisors() {
   std::vector<std::string_view> names;

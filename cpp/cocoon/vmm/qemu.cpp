@@ -1,7 +1,6 @@
 #include "cocoon/vmm/qemu.h"
 
 #include <algorithm>
-#include <array>
 #include <filesystem>
 #include <fstream>
 #include <map>
@@ -15,6 +14,7 @@
 #include "cocoon/error.h"
 #include "cocoon/vmm/host_tsc.h"
 #include "cocoon/vmm/kvm_probe.h"
+#include "cocoon/vmm/qemu_session.h"
 #include "cocoon/vmm/qmp.h"
 
 namespace cocoon::vmm {
@@ -24,31 +24,6 @@ using lifecycle::VmRecord;
 using std::chrono::milliseconds;
 using system::Cancel;
 using system::Path;
-
-struct RunState {
-  std::string_view name;
-  GuestState meaning;
-};
-
-// QEMU's RunState, qapi/run-state.json.
-constexpr std::array<RunState, 16> kRunStates{{
-    {"prelaunch", GuestState::kNotBooted},  // -S, and nobody has said "cont"
-    {"inmigrate", GuestState::kNotBooted},  // -incoming
-    {"running", GuestState::kRunning},
-    {"suspended", GuestState::kRunning},  // the guest's own sleep: it wakes by itself
-    {"paused", GuestState::kPaused},
-    {"debug", GuestState::kPaused},
-    {"io-error", GuestState::kPaused},  // a disk of the host is full: "cont" tries again
-    {"watchdog", GuestState::kPaused},
-    {"save-vm", GuestState::kPaused},
-    {"restore-vm", GuestState::kPaused},
-    {"finish-migrate", GuestState::kPaused},
-    {"postmigrate", GuestState::kPaused},
-    {"colo", GuestState::kPaused},
-    {"shutdown", GuestState::kEnded},
-    {"guest-panicked", GuestState::kEnded},
-    {"internal-error", GuestState::kEnded},  // KVM gave up: only a reset would help
-}};
 
 // A QEMU built without seccomp refuses -sandbox with words that no other one contains, and there is no other way of
 // asking it than to run it (30 ms at each start). Unknown words: -sandbox is given, and QEMU's refusal is in its log.
@@ -78,40 +53,6 @@ bool knows_sandbox(const Path& binary) {
   return entry->second;
 }
 
-// One text member of what a query returns.
-std::string query(Qmp& qmp, std::string_view command, const char* member) {
-  const nlohmann::json answer = qmp.execute(command);
-  const auto found = answer.find(member);
-  if (found == answer.end() || !found->is_string()) {
-    throw VmmError(fmt::format("QMP: '{}' returned no {}", command, member), 0, answer.dump());
-  }
-  return found->get<std::string>();
-}
-
-std::string status_of(Qmp& qmp) { return query(qmp, "query-status", "status"); }
-
-GuestState meaning_of(const std::string& status) {
-  for (const RunState& state : kRunStates) {
-    if (state.name == status) return state.meaning;
-  }
-  throw VmmError(fmt::format("QMP: 'query-status' returned '{}', which is not known", status), 0, status);
-}
-
-// "boot web-1: QMP: …": which VM was asked for what. The classes and their facts stay.
-template <typename Body>
-auto about(std::string_view what, const VmRecord& vm, Body&& body) {
-  const auto message = [&](const VmmError& error) {
-    return fmt::format("{} {}: {}", what, vm.config.name, error.what());
-  };
-  try {
-    return body();
-  } catch (const VmmTimeout& error) {
-    throw VmmTimeout(message(error), error.status, error.body, error.log_tail);
-  } catch (const VmmError& error) {
-    throw VmmError(message(error), error.status, error.body, error.log_tail);
-  }
-}
-
 [[noreturn]] void refuse(const std::string& status) {
   throw VmmError(fmt::format("the guest is not running (QEMU says '{}')", status), 0, status);
 }
@@ -138,27 +79,20 @@ Path Qemu::api_socket(const VmRecord& vm) const { return Path(vm.run_dir) / kQmp
 
 Path Qemu::console(const VmRecord& vm) const { return Path(vm.run_dir) / kConsoleSocket; }
 
-Path Qemu::console_log(const VmRecord& vm) const { return Path(vm.log_dir) / kConsoleLog; }
+std::optional<Path> Qemu::console_log(const VmRecord& vm) const { return Path(vm.log_dir) / kConsoleLog; }
+
+std::optional<Path> Qemu::vsock(const VmRecord&) const { return std::nullopt; }
 
 Path Qemu::log(const VmRecord& vm) const { return Path(vm.log_dir) / kQemuLog; }
 
 bool Qemu::owns(const system::ProcessInfo& process, std::string_view vm_id, const Path& run_dir) const {
-  if (!is_qemu_argv(process.argv, vm_id) || process.cwd.empty()) return false;
-  if (process.cwd == run_dir.lexically_normal()) return true;
-  // /proc gives the folder without the links that may lead to it.
-  std::error_code error;
-  const Path resolved = std::filesystem::weakly_canonical(run_dir, error);
-  return !error && process.cwd == resolved;
+  return is_qemu_argv(process.argv, vm_id) && works_in(process, run_dir);
 }
 
 void Qemu::boot(const VmRecord& vm, milliseconds timeout, Cancel& cancel) const {
   about("boot", vm, [&] {
     Qmp qmp = Qmp::connect(api_socket(vm), timeout, cancel);
-    // Somebody else's QEMU at our socket must not be let run as this VM.
-    const std::string name = query(qmp, "query-name", "name");
-    if (name != qemu_name(vm.id)) {
-      throw VmmError(fmt::format("the QEMU at {} is not this VM's", api_socket(vm).string()), 0, name);
-    }
+    check_owner(qmp, vm, api_socket(vm));
     const std::string status = status_of(qmp);
     if (status != "prelaunch") {
       throw VmmError(fmt::format("QEMU is not waiting to boot (it says '{}')", status), 0, status);
@@ -224,8 +158,9 @@ void Qemu::request_power_off(const VmRecord& vm, milliseconds timeout, Cancel& c
   });
 }
 
-void Qemu::quit(const VmRecord& vm, milliseconds timeout, Cancel& cancel) const {
+bool Qemu::quit(const VmRecord& vm, milliseconds timeout, Cancel& cancel) const {
   about("quit", vm, [&] { Qmp::connect(api_socket(vm), timeout, cancel).execute_last("quit"); });
+  return true;
 }
 
 }  // namespace cocoon::vmm

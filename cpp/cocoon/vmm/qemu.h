@@ -22,7 +22,8 @@ class Qemu final : public Driver {
   [[nodiscard]] std::vector<std::string> runtime_files() const override;
   [[nodiscard]] system::Path api_socket(const lifecycle::VmRecord& vm) const override;
   [[nodiscard]] system::Path console(const lifecycle::VmRecord& vm) const override;
-  [[nodiscard]] system::Path console_log(const lifecycle::VmRecord& vm) const override;
+  [[nodiscard]] std::optional<system::Path> console_log(const lifecycle::VmRecord& vm) const override;
+  [[nodiscard]] std::optional<system::Path> vsock(const lifecycle::VmRecord& vm) const override;
   [[nodiscard]] system::Path log(const lifecycle::VmRecord& vm) const override;
   [[nodiscard]] bool owns(const system::ProcessInfo& process, std::string_view vm_id,
                           const system::Path& run_dir) const override;
@@ -34,7 +35,17 @@ class Qemu final : public Driver {
   void resume(const lifecycle::VmRecord& vm, std::chrono::milliseconds timeout, system::Cancel& cancel) const override;
   void request_power_off(const lifecycle::VmRecord& vm, std::chrono::milliseconds timeout,
                          system::Cancel& cancel) const override;
-  void quit(const lifecycle::VmRecord& vm, std::chrono::milliseconds timeout, system::Cancel& cancel) const override;
+  bool quit(const lifecycle::VmRecord& vm, std::chrono::milliseconds timeout, system::Cancel& cancel) const override;
+
+  // qemu_snapshot.cpp: memory and devices are one migration stream, the file "memory".
+  [[nodiscard]] std::string version(const system::Path& binary) const override;
+  [[nodiscard]] SavedState save(const lifecycle::VmRecord& vm, const system::Path& dir,
+                                std::chrono::milliseconds timeout, system::Cancel& cancel) const override;
+  void check_saved(const Saved& saved, const system::Path& binary) const override;
+  [[nodiscard]] Command load_command(const lifecycle::VmRecord& vm, const system::Path& binary,
+                                     const Saved& saved) const override;
+  void load(const lifecycle::VmRecord& vm, const Saved& saved, std::chrono::milliseconds timeout,
+            system::Cancel& cancel) const override;
 
  private:
   std::function<QemuHost(const system::Path& binary)> host_;

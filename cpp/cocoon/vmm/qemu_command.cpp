@@ -1,20 +1,12 @@
 #include "cocoon/vmm/qemu_command.h"
 
-#include <fcntl.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
-#include <algorithm>
 #include <array>
-#include <cerrno>
-#include <set>
 #include <string>
 
 #include <fmt/format.h>
-#include <fmt/ranges.h>
 
 #include "cocoon/error.h"
-#include "cocoon/system/fd.h"
+#include "cocoon/vmm/vm_config.h"
 
 namespace cocoon::vmm {
 namespace {
@@ -30,116 +22,17 @@ constexpr std::array<std::string_view, 2> kAccelerators{"kvm", "tcg"};
 constexpr std::array<std::string_view, 2> kFormats{"raw", "qcow2"};
 
 constexpr std::int64_t kMiB = 1 << 20;
-constexpr std::int64_t kMinMemory = 32 * kMiB;  // below it not even a small Linux finds its initramfs
 // Both machines take 288, but the 256th needs an x2APIC, which neither TCG nor the guest's interrupts come with.
 constexpr std::int64_t kMaxCpus = 255;
 // A microvm has 24 virtio transports, and under 7.2 a guest whose 24th is in use hangs; some are for other devices.
 constexpr std::size_t kMaxDisks = 20;
-constexpr std::size_t kMaxSerialBytes = 20;     // virtio's VIRTIO_BLK_ID_BYTES; QEMU cuts longer ones silently
-constexpr std::size_t kMaxCmdlineBytes = 2047;  // x86 Linux cuts longer ones silently (COMMAND_LINE_SIZE)
 constexpr std::size_t kAddedCmdlineBytes = 80;  // room for what command_line() adds
-
-template <typename Allowed>
-void require_one_of(std::string_view what, std::string_view value, const Allowed& allowed) {
-  if (std::find(allowed.begin(), allowed.end(), value) == allowed.end()) {
-    throw InvalidArgument(fmt::format("{}: '{}', allowed for qemu: {}", what, value, fmt::join(allowed, ", ")));
-  }
-}
-
-void refuse_nul(std::string_view what, const std::string& value) {
-  if (value.find('\0') != std::string::npos) throw InvalidArgument(fmt::format("{}: holds a NUL byte", what));
-}
-
-void require_absolute(std::string_view what, const std::string& path) {
-  refuse_nul(what, path);
-  if (!system::Path(path).is_absolute()) {
-    throw InvalidArgument(fmt::format("{}: '{}' is not an absolute path", what, path));
-  }
-}
-
-// `writable`: QEMU will write to it. Block devices are as good as files for a disk.
-void require_file(std::string_view what, const std::string& path, bool writable = false, bool device = false) {
-  require_absolute(what, path);
-  // O_NONBLOCK: opening a fifo would wait for its other end.
-  const system::Fd fd(::open(path.c_str(), (writable ? O_RDWR : O_RDONLY) | O_CLOEXEC | O_NONBLOCK | O_NOCTTY));
-  if (!fd) throw InvalidArgument(system_message(fmt::format("{}: '{}'", what, path), errno));
-  struct stat status{};
-  if (::fstat(fd.get(), &status) != 0) {
-    throw InvalidArgument(system_message(fmt::format("{}: '{}'", what, path), errno));
-  }
-  if (!S_ISREG(status.st_mode) && (!device || !S_ISBLK(status.st_mode))) {
-    throw InvalidArgument(
-        fmt::format("{}: '{}' is not a regular file{}", what, path, device ? " or block device" : ""));
-  }
-}
-
-void check_kernel(const VmConfig& config) {
-  refuse_nul("cmdline", config.cmdline);
-  if (config.kernel.empty()) {
-    if (!config.initrd.empty()) throw InvalidArgument(fmt::format("initrd: '{}' without a kernel", config.initrd));
-    if (!config.cmdline.empty()) throw InvalidArgument(fmt::format("cmdline: '{}' without a kernel", config.cmdline));
-    return;
-  }
-  require_file("kernel", config.kernel);
-  if (!config.initrd.empty()) require_file("initrd", config.initrd);
-  if (config.cmdline.size() > kMaxCmdlineBytes - kAddedCmdlineBytes) {
-    throw InvalidArgument(fmt::format("cmdline: {} bytes, at most {} are allowed", config.cmdline.size(),
-                                      kMaxCmdlineBytes - kAddedCmdlineBytes));
-  }
-}
-
-void check_disks(const std::vector<DiskConfig>& disks) {
-  if (disks.size() > kMaxDisks) {
-    throw InvalidArgument(fmt::format("disks: {}, at most {} are allowed for qemu", disks.size(), kMaxDisks));
-  }
-  std::set<std::string> paths;
-  std::set<std::string> serials;
-  for (std::size_t i = 0; i < disks.size(); ++i) {
-    const DiskConfig& disk = disks[i];
-    const std::string what = fmt::format("disk {}", i);
-    require_one_of(what + " format", disk.format, kFormats);
-    refuse_nul(what + " serial", disk.serial);
-    if (disk.serial.size() > kMaxSerialBytes) {
-      throw InvalidArgument(fmt::format("{} serial: '{}' has {} bytes, at most {} are allowed", what, disk.serial,
-                                        disk.serial.size(), kMaxSerialBytes));
-    }
-    if (!disk.serial.empty() && !serials.insert(disk.serial).second) {
-      throw InvalidArgument(fmt::format("{} serial: '{}' is another disk's too", what, disk.serial));
-    }
-    // The VM's own disks are made after this check.
-    if (disk.role == "cow" || disk.role == "cidata") {
-      require_absolute(what, disk.path);
-    } else {
-      require_file(what, disk.path, !disk.readonly, true);
-    }
-    if (!paths.insert(system::Path(disk.path).lexically_normal().string()).second) {
-      throw InvalidArgument(fmt::format("{}: '{}' is another disk's too", what, disk.path));
-    }
-  }
-}
 
 // QEMU's option syntax: a comma ends a value, two are one.
 std::string escaped(std::string_view value) {
   std::string doubled;
   for (const char c : value) doubled.append(c == ',' ? 2 : 1, c);
   return doubled;
-}
-
-// The VM's own files by names that stay true in a clone, whose run dir is another one.
-std::string path_for_qemu(const std::string& path, const system::Path& run_dir) {
-  const system::Path relative = system::Path(path).lexically_normal().lexically_relative(run_dir.lexically_normal());
-  const bool inside = !relative.empty() && *relative.begin() != ".." && relative != ".";
-  return inside ? relative.string() : path;
-}
-
-bool has_parameter(std::string_view cmdline, std::string_view name) {
-  for (std::size_t at = 0; at < cmdline.size();) {
-    const std::size_t end = std::min(cmdline.find(' ', at), cmdline.size());
-    const std::string_view word = cmdline.substr(at, end - at);
-    if (word == name || (word.starts_with(name) && word[name.size()] == '=')) return true;
-    at = end + 1;
-  }
-  return false;
 }
 
 // The user's, and what this machine's guests need unless the user says otherwise.
@@ -164,7 +57,7 @@ std::string command_line(const VmConfig& config, bool microvm, bool tcg, std::in
 void add_disks(std::vector<std::string>& argv, const VmRecord& vm, bool microvm) {
   for (std::size_t i = 0; i < vm.config.disks.size(); ++i) {
     const DiskConfig& disk = vm.config.disks[i];
-    const std::string path = escaped(path_for_qemu(disk.path, vm.run_dir));
+    const std::string path = escaped(path_for_vmm(disk.path, vm.run_dir));
     // What the guest discards gives its space back to the host.
     argv.insert(argv.end(),
                 {"-blockdev", fmt::format("driver={},node-name=disk{},{},file.driver=file,file.filename={}",
@@ -177,42 +70,42 @@ void add_disks(std::vector<std::string>& argv, const VmRecord& vm, bool microvm)
   }
 }
 
-bool is_qemu_program(const system::Path& program) { return program.filename().string().starts_with("qemu"); }
-
 }  // namespace
 
 std::string qemu_name(std::string_view vm_id) { return fmt::format("cocoon-{}", vm_id); }
 
 bool is_qemu_argv(const std::vector<std::string>& argv, std::string_view vm_id) {
-  return argv.size() > 2 && is_qemu_program(argv[0]) && argv[1] == "-name" && argv[2] == qemu_name(vm_id);
+  return argv.size() > 2 && has_program_name(argv[0], "qemu") && argv[1] == "-name" && argv[2] == qemu_name(vm_id);
+}
+
+bool is_saved_machine(std::string_view machine, const VmConfig& config) {
+  if (config.machine != kQ35) return machine == kMicrovm;
+  // It becomes an argument: nothing but a version may follow.
+  constexpr std::string_view kVersioned = "pc-q35-";
+  return machine.starts_with(kVersioned) && machine.size() > kVersioned.size() &&
+         machine.find_first_not_of("0123456789.", kVersioned.size()) == std::string_view::npos;
 }
 
 void check_qemu_config(const VmConfig& config) {
-  if (!config.machine.empty()) require_one_of("machine", config.machine, kMachines);
-  if (!config.accelerator.empty()) require_one_of("accelerator", config.accelerator, kAccelerators);
-  if (config.cpu < 1 || config.cpu > kMaxCpus) {
-    throw InvalidArgument(fmt::format("cpu: {}, allowed for qemu: 1 to {}", config.cpu, kMaxCpus));
-  }
-  if (config.mem_bytes < kMinMemory || config.mem_bytes % kMiB != 0) {
-    throw InvalidArgument(
-        fmt::format("memory: {} bytes, allowed for qemu: whole MiB, at least {}", config.mem_bytes, kMinMemory / kMiB));
-  }
-  check_kernel(config);
-  check_disks(config.disks);
+  if (!config.machine.empty()) require_one_of("machine", config.machine, "qemu", kMachines);
+  if (!config.accelerator.empty()) require_one_of("accelerator", config.accelerator, "qemu", kAccelerators);
+  check_config(config, {.hypervisor = "qemu",
+                        .max_cpus = kMaxCpus,
+                        .max_disks = kMaxDisks,
+                        .disk_formats = kFormats,
+                        .max_cmdline_bytes = kMaxCmdlineBytes - kAddedCmdlineBytes});
 }
 
-std::vector<std::string> qemu_argv(const VmRecord& vm, const system::Path& binary, const QemuHost& host) {
+std::vector<std::string> qemu_argv(const VmRecord& vm, const system::Path& binary, const QemuHost& host,
+                                   const std::optional<QemuIncoming>& incoming) {
   const VmConfig& config = vm.config;
-  if (!is_qemu_program(binary)) {
-    throw InvalidArgument(
-        fmt::format("binary: '{}', the program's name must begin with \"qemu\": its processes are known again by it",
-                    binary.string()));
-  }
+  require_program_name(binary, "qemu");
   const bool microvm = config.machine != kQ35;
   // A VM can be made, and marked by those who own its process, without one; only to start it takes a kernel.
   if (microvm && config.kernel.empty())
     throw InvalidArgument("kernel: '', a microvm has no firmware that boots disks: give a kernel, or machine 'q35'");
-  const bool kvm = config.accelerator.empty() ? host.kvm : config.accelerator == "kvm";
+  const bool kvm_here = config.accelerator.empty() ? host.kvm : config.accelerator == "kvm";
+  const bool kvm = incoming ? incoming->kvm : kvm_here;
 
   // Name first: is_qemu_argv() looks there.
   std::vector<std::string> argv{binary.string(), "-name", qemu_name(vm.id)};
@@ -225,7 +118,8 @@ std::vector<std::string> qemu_argv(const VmRecord& vm, const system::Path& binar
   if (host.sandbox) {
     add({"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"});
   }
-  add({"-machine", std::string(microvm ? kMicrovm : kQ35)});
+  if (incoming) add({"-incoming", "defer"});
+  add({"-machine", incoming ? incoming->machine : std::string(microvm ? kMicrovm : kQ35)});
   if (microvm) add({"-global", "virtio-mmio.force-legacy=false"});  // virtio 1.0; the default is the draft before it
   add({"-accel", kvm ? "kvm" : "tcg,thread=multi", "-cpu", kvm ? "host" : "max"});
   add({"-smp", std::to_string(config.cpu), "-m", fmt::format("{}M", config.mem_bytes / kMiB)});

@@ -2,6 +2,7 @@
 // QEMU's command line for a VM: what is allowed in its configuration, and what becomes of it. No process, no socket.
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -18,6 +19,12 @@ struct QemuHost {
   std::int64_t tsc_khz = 0;  // see host_tsc.h; 0: there is none
 };
 
+// For a QEMU that is to load what another one has saved: it must be the same machine.
+struct QemuIncoming {
+  std::string machine;  // the exact type, not a name that stands for the newest one: "pc-q35-7.2", "microvm"
+  bool kvm = false;     // what the guest ran under
+};
+
 // In the VM's run dir, which is QEMU's working directory: by relative names sun_path's 108 bytes are always enough.
 inline constexpr std::string_view kQmpSocket = "qmp.sock";
 inline constexpr std::string_view kConsoleSocket = "console.sock";
@@ -28,9 +35,13 @@ inline constexpr std::string_view kConsoleLog = "console.log";
 // Errors   InvalidArgument naming argument, value and what is allowed.
 void check_qemu_config(const lifecycle::VmConfig& config);
 
-// Requires check_qemu_config() passed.
+// `incoming`: the QEMU waits for migrate-incoming. Requires check_qemu_config() passed.
 // Errors   InvalidArgument: a microvm without a kernel, or a program whose name does not begin with "qemu".
-std::vector<std::string> qemu_argv(const lifecycle::VmRecord& vm, const system::Path& binary, const QemuHost& host);
+std::vector<std::string> qemu_argv(const lifecycle::VmRecord& vm, const system::Path& binary, const QemuHost& host,
+                                   const std::optional<QemuIncoming>& incoming = {});
+
+// True if a VM of this configuration can have had that machine type, by its exact name.
+bool is_saved_machine(std::string_view machine, const lifecycle::VmConfig& config);
 
 // The name QEMU is given, and known again by.
 std::string qemu_name(std::string_view vm_id);

@@ -7,6 +7,7 @@
 #include <fmt/format.h>
 
 #include "cocoon/error.h"
+#include "cocoon/system/excerpt.h"
 
 namespace cocoon::vmm {
 namespace {
@@ -14,9 +15,9 @@ namespace {
 using nlohmann::json;
 using std::chrono::milliseconds;
 using std::chrono::steady_clock;
+using system::excerpt;
 
 constexpr std::size_t kMaxLineBytes = 1 << 20;  // the longest answer we ask for is a few hundred bytes
-constexpr std::size_t kMaxQuotedBytes = 200;
 
 milliseconds until(steady_clock::time_point deadline) {
   return std::max(milliseconds(0), std::chrono::ceil<milliseconds>(deadline - steady_clock::now()));
@@ -36,13 +37,6 @@ system::UnixStream connect_until(const system::Path& socket, steady_clock::time_
   }
 }
 
-// What came from outside goes into messages cut and without control characters.
-std::string excerpt(std::string_view text) {
-  std::string shown;
-  for (const char c : text.substr(0, kMaxQuotedBytes)) shown += c >= ' ' && c < '\x7f' ? c : '?';
-  return text.size() > kMaxQuotedBytes ? shown + "…" : shown;
-}
-
 [[noreturn]] void throw_nonsense(std::string_view awaited, const std::string& line) {
   throw VmmError(fmt::format("QMP: expected {}, received '{}'", awaited, excerpt(line)), 0, line);
 }
@@ -53,6 +47,17 @@ std::string text_of(const json& object, const char* key) {
   return found != object.end() && found->is_string() ? found->get<std::string>() : std::string("?");
 }
 
+// "7.2.22" of {"QMP": {"version": {"qemu": {"major": 7, "minor": 2, "micro": 22}, …}, …}}; "" if it is not there.
+std::string version_of(const json& greeting) {
+  const json qemu = greeting.value(json::json_pointer("/QMP/version/qemu"), json::object());
+  const auto number = [&](const char* key) {
+    const auto found = qemu.find(key);
+    return found != qemu.end() && found->is_number_integer() ? found->get<int>() : -1;
+  };
+  if (number("major") < 0 || number("minor") < 0 || number("micro") < 0) return {};
+  return fmt::format("{}.{}.{}", number("major"), number("minor"), number("micro"));
+}
+
 }  // namespace
 
 Qmp Qmp::connect(const system::Path& socket, milliseconds timeout, system::Cancel& cancel) {
@@ -61,6 +66,7 @@ Qmp Qmp::connect(const system::Path& socket, milliseconds timeout, system::Cance
   try {
     const json greeting = session.receive("a QMP greeting");
     if (!greeting.contains("QMP")) throw_nonsense("a QMP greeting", greeting.dump());
+    session.version_ = version_of(greeting);
   } catch (const VmmTimeout&) {
     throw VmmTimeout(fmt::format("QMP: no greeting on {} within {} ms: QEMU is stopped, or serves another client",
                                  socket.string(), timeout.count()));
@@ -75,6 +81,10 @@ json Qmp::execute(std::string_view command, const json& arguments) {
   return run(command, {{"execute", command}, {"arguments", arguments}});
 }
 
+json Qmp::execute_with_fd(std::string_view command, const json& arguments, int fd) {
+  return run(command, {{"execute", command}, {"arguments", arguments}}, fd);
+}
+
 void Qmp::execute_last(std::string_view command) {
   try {
     execute(command);
@@ -85,10 +95,15 @@ void Qmp::execute_last(std::string_view command) {
   }
 }
 
-json Qmp::run(std::string_view command, json request) {
+json Qmp::run(std::string_view command, json request, int fd) {
   const int id = ++last_id_;
   request["id"] = id;
-  stream_.send(request.dump() + "\r\n", left(), *cancel_);
+  const std::string line = request.dump() + "\r\n";
+  if (fd >= 0) {
+    stream_.send_with_fd(line, fd, left(), *cancel_);
+  } else {
+    stream_.send(line, left(), *cancel_);
+  }
   const std::string awaited = fmt::format("the answer to '{}'", command);
   for (;;) {
     json answer = receive(awaited);

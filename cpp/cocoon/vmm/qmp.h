@@ -4,6 +4,7 @@
 // short, and one that gets no greeting has met a busy or stopped QEMU, not a dead one.
 
 #include <chrono>
+#include <string>
 #include <string_view>
 
 #include <nlohmann/json.hpp>
@@ -28,20 +29,27 @@ class Qmp {
   nlohmann::json execute(std::string_view command);
   nlohmann::json execute(std::string_view command, const nlohmann::json& arguments);
 
+  // The same with a descriptor that QEMU gets one of its own of: getfd.
+  nlohmann::json execute_with_fd(std::string_view command, const nlohmann::json& arguments, int fd);
+
   // The same for a command after which QEMU may close without an answer: quit.
   void execute_last(std::string_view command);
+
+  // Of this QEMU, as its greeting says: "7.2.22".
+  [[nodiscard]] const std::string& version() const { return version_; }
 
  private:
   Qmp(system::UnixStream stream, std::chrono::steady_clock::time_point deadline, system::Cancel& cancel)
       : stream_(std::move(stream)), deadline_(deadline), cancel_(&cancel) {}
 
-  nlohmann::json run(std::string_view command, nlohmann::json request);
+  nlohmann::json run(std::string_view command, nlohmann::json request, int fd = -1);
   nlohmann::json receive(std::string_view awaited);
   [[nodiscard]] std::chrono::milliseconds left() const;
 
   system::UnixStream stream_;
   std::chrono::steady_clock::time_point deadline_;
   system::Cancel* cancel_;
+  std::string version_;
   int last_id_ = 0;
 };
 

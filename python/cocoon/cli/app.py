@@ -24,8 +24,10 @@ CommandFunction = TypeVar("CommandFunction", bound=Callable[..., None])
 _COMMANDS = {
     "demo": "cocoon.cli.demo",
     "vm": "cocoon.cli.vm",
+    "snapshot": "cocoon.cli.snapshot",
     "ledger": "cocoon.cli.ledger_group",
     "reconcile": "cocoon.cli.reconcile",
+    "gc": "cocoon.cli.gc",
     "doctor": "cocoon.cli.doctor",
     "guest": "cocoon.cli.guest",
 }

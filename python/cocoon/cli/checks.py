@@ -59,7 +59,21 @@ class Vmm:
     install: str
 
 
-VMMS = (Vmm("qemu", "qemu-system-x86_64", ("--version",), "apt-get install qemu-system-x86"),)
+VMMS = (
+    Vmm("qemu", "qemu-system-x86_64", ("--version",), "apt-get install qemu-system-x86"),
+    Vmm(
+        "cloud-hypervisor",
+        "cloud-hypervisor",
+        ("--version",),
+        "51 or newer from github.com/cloud-hypervisor/cloud-hypervisor/releases, into PATH",
+    ),
+    Vmm(
+        "firecracker",
+        "firecracker",
+        ("--version",),
+        "1.12 or newer from github.com/firecracker-microvm/firecracker/releases, into PATH",
+    ),
+)
 
 
 def run(session: Session) -> Iterator[Result]:

@@ -1,4 +1,4 @@
-"""The terminal on a guest's serial console, which is a UNIX socket."""
+"""The terminal on a guest's serial console: a UNIX socket, or a fifo for the input and a file for the output."""
 
 import os
 import select
@@ -9,9 +9,9 @@ import termios
 import time
 import tty
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Protocol
 
 from cocoon.cli.errors import FAILED, CommandError, printable
 
@@ -19,12 +19,14 @@ _LEAVE = b"\x1d"  # ^]
 _BLOCK = 1 << 16
 # After the end of a piped input: how long a guest may think before its answer.
 _QUIET_SECONDS = 1.0
+# A file cannot be waited for: how often it is looked at.
+_LOOK_SECONDS = 0.02
 
 
-def attach(path: Path, name: str) -> None:
+def attach(path: Path, name: str, printed: Path | None = None) -> None:
     """Copies both ways until ^] (terminal), until the input has ended and the guest is quiet (pipe), or until the VMM
-    closes the console."""
-    with _connect(path, name) as guest:
+    closes the console. `printed` is the console's log: the output of a console whose path is only a way in."""
+    with _open(path, name, printed) as guest:
         stdin = sys.stdin.fileno()
         if not os.isatty(stdin):
             _copy(guest, stdin, leaves=False)
@@ -35,21 +37,102 @@ def attach(path: Path, name: str) -> None:
         print("" if left else "\nthe VMM closed the console", file=sys.stderr)
 
 
-def _connect(path: Path, name: str) -> socket.socket:
-    guest = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    try:
-        # sun_path holds 107 bytes: through /proc the folder's own length does not matter.
-        folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+class _Console(Protocol):
+    """The guest's side. Nothing of it blocks."""
+
+    def fileno(self) -> int:
+        """Writable when the guest takes input."""
+
+    output_ready: int | None  # a descriptor that is readable when there is output; None: it has to be looked for
+
+    def read(self) -> bytes | None:
+        """None: nothing new. b"": the VMM closed it."""
+
+    def write(self, data: bytes) -> int:
+        """How much of it was taken. Raises BrokenPipeError when nobody is there to take it."""
+
+
+class _Socket:
+    def __init__(self, guest: socket.socket) -> None:
+        self._guest = guest
+        self.output_ready: int | None = guest.fileno()
+
+    def fileno(self) -> int:
+        return self._guest.fileno()
+
+    def read(self) -> bytes | None:
         try:
-            guest.connect(f"/proc/self/fd/{folder}/{path.name}")
-        finally:
-            os.close(folder)
-    except OSError as error:
-        guest.close()
-        raise CommandError(
-            f"console of {name}: {path}: {error.strerror}", code=FAILED, hint=f"`cocoon vm inspect {name}`"
-        ) from None
-    return guest
+            return self._guest.recv(_BLOCK, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return None
+        except ConnectionResetError:
+            return b""
+
+    def write(self, data: bytes) -> int:
+        try:
+            return self._guest.send(data, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return 0
+        except ConnectionResetError as error:
+            raise BrokenPipeError from error
+
+
+class _Fifo:
+    """Firecracker's: its stdin, a fifo that only it reads, and its stdout, a file."""
+
+    output_ready: int | None = None
+
+    def __init__(self, fifo: int, printed: BinaryIO) -> None:
+        self._fifo = fifo
+        self._printed = printed
+        # From the beginning of the last line, which may be a prompt.
+        end = printed.seek(0, os.SEEK_END)
+        begin = max(0, end - _BLOCK)
+        printed.seek(begin)
+        last = printed.read(end - begin)
+        printed.seek(begin + last.rfind(b"\n") + 1)
+        self._hangup = select.poll()
+        self._hangup.register(fifo, 0)
+
+    def fileno(self) -> int:
+        return self._fifo
+
+    def read(self) -> bytes | None:
+        ended = bool(self._hangup.poll(0))  # asked first: what was printed before the end is in the file by then
+        block = self._printed.read(_BLOCK)
+        if block:
+            return block
+        return b"" if ended else None
+
+    def write(self, data: bytes) -> int:
+        try:
+            return os.write(self._fifo, data)
+        except BlockingIOError:
+            return 0
+
+
+@contextmanager
+def _open(path: Path, name: str, printed: Path | None) -> Iterator[_Console]:
+    with ExitStack() as opened:
+        try:
+            # sun_path holds 107 bytes: through /proc the folder's own length does not matter.
+            folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            opened.callback(os.close, folder)
+            short = f"/proc/self/fd/{folder}/{path.name}"
+            guest: _Console
+            if printed is None:
+                connection = opened.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+                connection.connect(short)
+                guest = _Socket(connection)
+            else:
+                fifo = os.open(short, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+                opened.callback(os.close, fifo)
+                guest = _Fifo(fifo, opened.enter_context(printed.open("rb")))
+        except OSError as error:
+            raise CommandError(
+                f"console of {name}: {path}: {error.strerror}", code=FAILED, hint=f"`cocoon vm inspect {name}`"
+            ) from None
+        yield guest
 
 
 @contextmanager
@@ -73,33 +156,34 @@ def _end(number: int, _frame: Any) -> None:
     raise SystemExit(128 + number)
 
 
-def _copy(guest: socket.socket, stdin: int, *, leaves: bool) -> bool:
+def _copy(guest: _Console, stdin: int, *, leaves: bool) -> bool:
     # True: the user left. False: the guest's side ended, or the piped input did.
     open_input = True
     deadline = float("inf")
     to_guest = b""
     while True:
-        reading: list[Any] = [guest] if not open_input or to_guest else [guest, stdin]
-        left = None if deadline == float("inf") else max(0.0, deadline - time.monotonic())
-        readable, writable, _ = select.select(reading, [guest] if to_guest else [], [], left)
-        if not readable and not writable:
+        reading: list[int] = [] if guest.output_ready is None else [guest.output_ready]
+        if open_input and not to_guest:
+            reading.append(stdin)
+        left = max(0.0, deadline - time.monotonic())
+        if guest.output_ready is None:
+            left = min(left, _LOOK_SECONDS)
+        readable, writable, _ = select.select(
+            reading, [guest] if to_guest else [], [], None if left == float("inf") else left
+        )
+        active = bool(readable or writable)
+        block = guest.read()
+        if block == b"":
             return False
-        if guest in readable:
-            try:
-                block = guest.recv(_BLOCK)
-            except ConnectionResetError:
-                block = b""
-            if not block:
-                return False
+        if block:
+            active = True
             sys.stdout.buffer.write(block)
             sys.stdout.buffer.flush()
-        if guest in writable:
+        if writable:
             try:
                 # Never blocks for a guest that does not read while it has something to say.
-                to_guest = to_guest[guest.send(to_guest, socket.MSG_DONTWAIT) :]
-            except BlockingIOError:
-                pass
-            except (BrokenPipeError, ConnectionResetError):
+                to_guest = to_guest[guest.write(to_guest) :]
+            except BrokenPipeError:
                 return False
         if stdin in readable:
             block = os.read(stdin, _BLOCK)
@@ -108,7 +192,9 @@ def _copy(guest: socket.socket, stdin: int, *, leaves: bool) -> bool:
             to_guest += typed
             if leave:
                 with suppress(OSError):  # what was typed just before, if the guest takes it
-                    guest.send(to_guest, socket.MSG_DONTWAIT)
+                    guest.write(to_guest)
                 return True
-        if not open_input and not to_guest:
+        if not active and time.monotonic() >= deadline:
+            return False
+        if active and not open_input and not to_guest:
             deadline = time.monotonic() + _QUIET_SECONDS

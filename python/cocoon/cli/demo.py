@@ -15,10 +15,10 @@ import typer
 from cocoon.cli import checks, output
 from cocoon.cli.app import command
 from cocoon.cli.config import load_config
-from cocoon.cli.errors import CommandError
+from cocoon.cli.errors import CommandError, UsageError, one_line
 from cocoon.cli.options import complete_hypervisor
 from cocoon.cli.session import Session, open_node
-from cocoon.cli.story import Story
+from cocoon.cli.story import Cast, Story, built_guest
 
 if TYPE_CHECKING:
     from cocoon import Node
@@ -36,17 +36,27 @@ def demo(
         str | None,
         typer.Option("--hypervisor", metavar="NAME", help="Default: qemu.", autocompletion=complete_hypervisor),
     ] = None,
+    kernel: Annotated[
+        Path | None,
+        typer.Option(
+            "--kernel", metavar="FILE", exists=True, dir_okay=False, help="Boot this instead of a small Linux."
+        ),
+    ] = None,
+    initrd: Annotated[
+        Path | None,
+        typer.Option("--initrd", metavar="FILE", exists=True, dir_okay=False, help="With --kernel: its initramfs."),
+    ] = None,
+    cmdline: Annotated[str, typer.Option("--cmdline", metavar="TEXT", help="With --kernel: its command line.")] = "",
     keep: Annotated[bool, typer.Option("--keep", help="Keep the temporary root folder, with its ledger.")] = False,
 ) -> None:
     """Boot a real guest, stop, restart and crash it, remove it, and show that the ledger is exact.
 
-    Runs in a temporary root folder, which is gone afterwards; with --root in that one, which stays.
+    Runs in a temporary root folder, which is gone afterwards; with --root in that one, which stays. A kernel of your
+    own counts as up when it prints something.
     """
-    from cocoon.guest import build_guest
-
     name = hypervisor or session.config.hypervisor
     program = _program(name, session)
-    guest = build_guest(progress=lambda step: output.say(step, file=sys.stderr))
+    guest = _cast(name, kernel, initrd, cmdline)
     stage = _Stage(session, name, keep=keep)
     with _unwound_once():
         try:
@@ -75,7 +85,7 @@ class _Stage:
         self._node: Node | None = None
         self._story: Story | None = None
 
-    def play(self, program: str, guest: Any) -> bool:
+    def play(self, program: str, guest: Cast) -> bool:
         """True: all was as it must be, and the ledger balances."""
         config = self._session.config
         if self.root is None:
@@ -99,6 +109,25 @@ class _Stage:
             self._node = None
         if not self.kept and self.root is not None and self.root.exists():
             shutil.rmtree(self.root)
+
+
+def _cast(hypervisor: str, kernel: Path | None, initrd: Path | None, cmdline: str) -> Cast:
+    if kernel is not None:
+        return Cast(kernel.absolute(), initrd and initrd.absolute(), cmdline, str(kernel), ready="", powers_off="")
+    if initrd is not None or cmdline:
+        raise UsageError("--initrd and --cmdline go with a --kernel")
+    if hypervisor in ("cloud-hypervisor", "firecracker"):
+        from cocoon._core import kvm_status
+
+        usable, reason = kvm_status()
+        if not usable:
+            raise CommandError(
+                f"{hypervisor} needs KVM, which runs no Linux here: {one_line(reason)}",
+                hint="--kernel boots a guest that runs all the same; --hypervisor qemu emulates",
+            )
+    from cocoon.guest import build_guest
+
+    return built_guest(build_guest(progress=lambda step: output.say(step, file=sys.stderr)))
 
 
 def _program(hypervisor: str, session: Session) -> str:

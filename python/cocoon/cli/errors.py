@@ -53,7 +53,10 @@ def hint(error: "CocoonError", verb: str = "", ref: str = "") -> str:
     if isinstance(error, cocoon.AmbiguousRef):
         return "give more characters, or the id: " + ", ".join(error.candidates)
     if isinstance(error, cocoon.NotFound):
-        return "`cocoon vm list` shows what there is"
+        group = "snapshot" if str(error).startswith(("snapshot ", "remove snapshot ")) else "vm"
+        return f"`cocoon {group} list` shows what there is"
+    if isinstance(error, cocoon.AlreadyExists) and str(error).startswith("snapshot "):
+        return "choose another name with --name, or remove the other one: `cocoon snapshot rm`"
     if isinstance(error, cocoon.AlreadyExists):
         return "choose another name, or remove the other one: `cocoon vm rm`"
     if isinstance(error, cocoon.InvalidState):
@@ -72,8 +75,10 @@ def hint(error: "CocoonError", verb: str = "", ref: str = "") -> str:
 def _state_hint(state: str, verb: str, ref: str) -> str:
     if verb == "rm" and state == "running":
         return f"`cocoon vm rm --force {ref}` stops it first"
-    if verb in {"pause", "resume", "console"} and state in {"created", "stopped"}:
+    if verb in {"pause", "resume", "console", "snapshot", "hibernate"} and state in {"created", "stopped"}:
         return f"`cocoon vm start {ref}` first"
+    if verb in {"start", "restore"} and state == "hibernated":
+        return f"`cocoon vm wake {ref}`"
     return ""
 
 

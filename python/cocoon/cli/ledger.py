@@ -1,7 +1,7 @@
 """`cocoon ledger`: what was used, from the node's own ledger or from files."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +10,7 @@ import typer
 from cocoon.cli import output
 from cocoon.cli.app import command, new_group
 from cocoon.cli.errors import FAILED, CommandError, UsageError
-from cocoon.cli.options import JsonOption
+from cocoon.cli.options import JsonOption, QuietOption
 from cocoon.cli.output import Cell
 from cocoon.cli.session import Session
 from cocoon.cli.units import absolute, format_duration, format_local, format_size, parse_duration, parse_when
@@ -42,36 +42,54 @@ def show(
     since: SinceOption = None,
     until: UntilOption = None,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """List the entries, as they were written."""
     entries = _between(ledger_of(session, paths), _when(since, "--since"), _when(until, "--until"))
     if as_json:
         output.print_json([json.loads(entry.to_json()) for entry in entries])
         return
+    if quiet:
+        print_ids(entry.vm_id or entry.snapshot_id for entry in entries)
+        return
     columns = ("SEQ", "TIME", "KIND", "REASON", "ID", "CPU", "MEMORY", "STORAGE", "NOTE")
-    rows = [
-        (
-            str(entry.seq or "-"),
-            format_local(entry.emitted_at, millis=True),
-            Cell(str(entry.kind), "green" if str(entry.kind).endswith(".start") else ""),
-            Cell(str(entry.reason or "-"), "red" if entry.reason == "stop-crash" else ""),
-            short_id(entry.vm_id or entry.snapshot_id),
-            *_shape(entry.shape.cpu, entry.shape.mem_bytes, entry.shape.storage_bytes),
-            _note(entry),
-        )
-        for entry in entries
-    ]
-    output.print_table(columns, rows, right=("SEQ", "CPU", "MEMORY", "STORAGE"))
+    output.print_table(columns, [entry_cells(entry) for entry in entries], right=("SEQ", "CPU", "MEMORY", "STORAGE"))
+
+
+def entry_cells(entry: "Entry") -> tuple[str | Cell, ...]:
+    """A row of `cocoon ledger show`."""
+    return (
+        str(entry.seq or "-"),
+        format_local(entry.emitted_at, millis=True),
+        Cell(str(entry.kind), "green" if str(entry.kind).endswith(".start") else ""),
+        Cell(str(entry.reason or "-"), "red" if entry.reason == "stop-crash" else ""),
+        short_id(entry.vm_id or entry.snapshot_id),
+        *_shape(entry.shape.cpu, entry.shape.mem_bytes, entry.shape.storage_bytes),
+        _note(entry),
+    )
 
 
 @command(app, "intervals")
 def intervals(
-    session: Session, paths: PathsArgument = None, *, until: UntilOption = None, as_json: JsonOption = False
+    session: Session,
+    paths: PathsArgument = None,
+    *,
+    since: SinceOption = None,
+    until: UntilOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """List the intervals: what was open from when to when, and why."""
-    rows = ledger_of(session, paths).intervals(until=_when(until, "--until")).to_pylist()
+    low, high = _when(since, "--since"), _when(until, "--until")
+    rows = [
+        row
+        for row in ledger_of(session, paths).intervals(until=high).to_pylist()
+        if (low is None or row["stop"] is None or row["stop"] >= low) and (high is None or row["start"] < high)
+    ]
     if as_json:
         output.print_json(rows)
+    elif quiet:
+        print_ids(row["id"] for row in rows)
     else:
         print_intervals(rows)
 
@@ -144,6 +162,12 @@ def ledger_of(session: Session, paths: list[str] | None) -> "Ledger":
         raise CommandError(f"{session.root} holds no node yet", hint="name ledger files, or the root folder: --root")
     own: Ledger = session.node.ledger
     return own
+
+
+def print_ids(ids: Iterable[str]) -> None:
+    """Each once, in the order in which they came."""
+    for identity in dict.fromkeys(ids):
+        output.say(identity)
 
 
 def print_intervals(rows: list[dict[str, Any]], *, names: dict[str, str] | None = None) -> None:

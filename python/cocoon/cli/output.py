@@ -5,7 +5,8 @@ Results go to stdout; errors, warnings and progress to stderr: `--json` is one d
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -130,6 +131,48 @@ def working(text: str) -> Iterator[None]:
 
     with Console(stderr=True, highlight=False).status(printable(text)):
         yield
+
+
+@contextmanager
+def progress(text: str) -> Iterator[Callable[[int, int | None], None]]:
+    """A bar of bytes on a terminal, from half a second on; a pipe sees nothing. What it gives is called with the bytes
+    done and, where that is known, in all."""
+    if not is_terminal(sys.stderr):
+        yield lambda _done, _total: None
+        return
+    began = time.monotonic()
+    bar: Any = None
+
+    def advance(done: int, total: int | None) -> None:
+        nonlocal bar
+        if bar is None and time.monotonic() - began < 0.5:
+            return
+        if bar is None:
+            bar = _new_bar()
+            bar.start()
+            bar.add_task(printable(text), total=total)
+        bar.update(bar.task_ids[0], completed=done, total=total)
+
+    try:
+        yield advance
+    finally:
+        if bar is not None:
+            bar.stop()
+
+
+def _new_bar() -> Any:
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True, highlight=False),
+        transient=True,
+    )
 
 
 def dashed(text: str | None) -> str:

@@ -116,7 +116,8 @@ def console(session: Session, ref: RefArgument) -> None:
         raise CommandError(
             f"{vm.name} is {vm.state}: its VMM does not run", code=REFUSED, hint=f"`cocoon vm start {vm.name}` first"
         )
-    attach(backend.console_path(vm.id), vm.name)
+    path = backend.console_path(vm.id)
+    attach(path, vm.name, backend.console_log_path(vm.id) if path.is_fifo() else None)
 
 
 def print_vms(vms: "list[VM]") -> None:

@@ -1,0 +1,169 @@
+// A VMM from its spawn to its API's answer, and what is undone when the sequence that wanted it fails.
+
+#include <algorithm>
+#include <cerrno>
+#include <filesystem>
+
+#include <fmt/format.h>
+#include <spdlog/spdlog.h>
+
+#include "cocoon/engine/backend.h"
+#include "cocoon/engine/commit.h"
+#include "cocoon/error.h"
+
+namespace cocoon::engine {
+namespace {
+
+using namespace std::chrono_literals;
+using lifecycle::VmRecord;
+
+constexpr auto kLoadTimeout = 10min;  // memory is read from a disk
+constexpr std::size_t kLogLines = 20;
+
+// Each run has logs of its own; those of the run before stay beside them.
+void rotate_log(const system::Path& log) {
+  auto old = log;
+  old += ".1";
+  if (::rename(log.c_str(), old.c_str()) != 0 && errno != ENOENT)
+    throw StoreError(system_message("rename " + log.string(), errno), log.string(), errno);
+}
+
+}  // namespace
+
+void Backend::remove_runtime_files(const VmRecord& vm) const {
+  for (const auto& name : driver_->runtime_files()) system::remove_file(system::Path(vm.run_dir) / name);
+}
+
+void Backend::report_death(const VmRecord& vm, std::string_view verb, const std::string& when) const {
+  // Its parent writes how it died a moment after it did.
+  const auto exit_file = system::Path(vm.run_dir) / kExitFile;
+  const auto deadline = std::chrono::steady_clock::now() + 250ms;
+  system::Cancel never;
+  auto exit = system::find_exit_record(exit_file);
+  while (!exit && std::chrono::steady_clock::now() < deadline) {
+    system::pause_for(1ms, never);
+    exit = system::find_exit_record(exit_file);
+  }
+  auto tail = system::tail_text(driver_->log(vm), kLogLines);
+  throw VmmError(fmt::format("{} {}: {} ended {} ({}){}{}", verb, vm.config.name, hypervisor(), when,
+                             exit ? exit->describe() : "how is not known",
+                             tail.empty() ? "; its log is empty" : "; last lines of its log: ", tail),
+                 0, {}, tail);
+}
+
+void Backend::wait_for_api(const VmRecord& vm, std::string_view verb, const system::Pidfd& process,
+                           system::Cancel& cancel) const {
+  const auto deadline = std::chrono::steady_clock::now() + options_.socket_timeout;
+  for (;;) {
+    // Asked, not only connected to: a socket that we have bound takes connections before there is anybody to answer.
+    const auto left = std::chrono::ceil<std::chrono::milliseconds>(deadline - std::chrono::steady_clock::now());
+    try {
+      (void)driver_->guest_state(vm, std::max(left, 1ms), cancel);
+      return;
+    } catch (const VmmTimeout&) {
+      // It is late, or its time is up: both are seen below.
+    } catch (const VmmError& error) {
+      if (error.status != 0 || !error.body.empty()) throw;  // it has answered
+    }
+    // The wait for its death is the pause between two looks.
+    if (process.wait(1ms, cancel)) report_death(vm, verb, "before its API socket answered");
+    if (std::chrono::steady_clock::now() >= deadline) {
+      auto tail = system::tail_text(driver_->log(vm), kLogLines);
+      throw VmmTimeout(
+          fmt::format("{} {}: the API socket of {} did not answer within {} ms{}{}", verb, vm.config.name, hypervisor(),
+                      options_.socket_timeout.count(), tail.empty() ? "" : "; last lines of its log: ", tail),
+          0, {}, tail);
+    }
+  }
+}
+
+system::ProcessIdentity Backend::launch(const VmRecord& vm, const vmm::Saved* saved, std::string_view verb,
+                                        system::Cancel& cancel) {
+  const system::Path run_dir = vm.run_dir;
+  const auto program = binary();
+  make_vm_dirs(vm);
+  // A socket or exit file of an earlier run would be taken for this one's.
+  remove_runtime_files(vm);
+  system::remove_file(run_dir / kExitFile);
+  system::remove_file(run_dir / kSavingFile);
+  rotate_log(driver_->log(vm));
+  if (const auto printed = driver_->console_log(vm)) rotate_log(*printed);
+
+  const auto command = saved != nullptr ? driver_->load_command(vm, program, *saved) : driver_->command(vm, program);
+  system::SpawnSpec spec;
+  spec.argv = command.argv;
+  spec.environment = system::base_environment();
+  spec.environment.insert(spec.environment.end(), command.environment.begin(), command.environment.end());
+  spec.working_dir = run_dir;
+  spec.output = driver_->log(vm);
+  spec.stdin_fd = command.input.get();
+  spec.stdout_fd = command.output.get();
+  for (const auto& fd : command.passed) spec.pass_fds.push_back(fd.get());
+  spec.exit_file = run_dir / kExitFile;
+  spec.network_namespace = vm.config.network_namespace;
+  // Held by us until the VMM has inherited it, then by the VMM alone.
+  const auto lock = system::FileLock::try_acquire(run_dir / kLockFile);
+  if (!lock)
+    throw Inconclusive(fmt::format("{} {}: {} is held by another process, so a VMM of it may be alive", verb,
+                                   vm.config.name, (run_dir / kLockFile).string()));
+  spec.lock_fd = lock->fd();
+  cancel.check();
+  return system::spawn(node_->shim(), spec);
+}
+
+system::ProcessIdentity Backend::launch_saved(const VmRecord& vm, const vmm::Saved& saved, std::string_view verb,
+                                              system::Cancel& cancel) {
+  const auto process = launch(vm, &saved, verb, cancel);
+  try {
+    const auto pidfd = system::Pidfd::open(process);
+    if (!pidfd) report_death(vm, verb, "at once");
+    wait_for_api(vm, verb, *pidfd, cancel);
+    try {
+      driver_->load(vm, saved, kLoadTimeout, cancel);
+    } catch (const VmmError& error) {
+      // A VMM that cannot load what it was given may end: what it said before says more than how it ended.
+      if (!pidfd->wait(200ms, cancel)) throw;
+      report_death(vm, verb, fmt::format("while it loaded the snapshot ({})", error.what()));
+    }
+    if (pidfd->wait(0ms, cancel)) report_death(vm, verb, "as soon as it had loaded the snapshot");
+  } catch (...) {
+    discard(vm, verb, process);
+    throw;
+  }
+  return process;
+}
+
+void Backend::discard(const VmRecord& vm, std::string_view verb,
+                      const system::ProcessIdentity& process) const noexcept {
+  try {
+    kill_process(process);
+    for (;;) {
+      const auto now = find_vm(node_->store(), vm.id);
+      if (!now) return;
+      if (now->compute_open() && now->process == to_record(process)) {
+        // Somebody had billed it already: it must not be billed when it is dead.
+        if (commit_if(node_->store(), *now, lifecycle::FoundDead{.death = find_death(*now)}).race == Race::kChanged)
+          continue;
+      }
+      remove_runtime_files(vm);
+      return;
+    }
+  } catch (const std::exception& error) {
+    spdlog::error("{} {}: undoing it (VMM pid {}): {}", verb, vm.config.name, process.pid, error.what());
+  }
+}
+
+bool Backend::forget_if_removed(const VmRecord& vm, std::string_view verb) const noexcept {
+  try {
+    if (find_vm(node_->store(), vm.id)) return false;
+    // Whoever removed it removed its folders before we were done with them.
+    system::remove_tree(vm.run_dir);
+    system::remove_tree(vm.log_dir);
+    return true;
+  } catch (const std::exception& error) {
+    spdlog::warn("{} {}: removing its folders: {}", verb, vm.config.name, error.what());
+    return false;
+  }
+}
+
+}  // namespace cocoon::engine

@@ -1,0 +1,62 @@
+"""What a guest has printed since its VMM was started, from the log or, where there is none, from the console itself."""
+
+import os
+import socket
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cocoon import Backend
+
+_BLOCK = 1 << 16
+
+
+class Printed:
+    """One run of one VM. A console without a log has one reader: whoever attaches takes it from us."""
+
+    def __init__(self, backend: "Backend", vm_id: str) -> None:
+        from cocoon import InvalidArgument
+
+        self._text = b""
+        self._connection: socket.socket | None = None
+        self._log: Path | None = None
+        try:
+            self._log = Path(backend.console_log_path(vm_id))
+        except InvalidArgument:
+            self._console = Path(backend.console_path(vm_id))
+
+    def text(self) -> str:
+        """All of it so far."""
+        if self._log is not None:
+            with suppress(FileNotFoundError):
+                self._text = self._log.read_bytes()
+        else:
+            with suppress(OSError):  # not there yet, or not any more
+                self._receive()
+        return self._text.decode(errors="replace")
+
+    def _receive(self) -> None:
+        if self._connection is None:
+            self._connection = self._connect()
+        while block := self._connection.recv(_BLOCK, socket.MSG_DONTWAIT):
+            self._text += block
+        self.close()
+
+    def _connect(self) -> socket.socket:
+        folder = os.open(self._console.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            connection.connect(f"/proc/self/fd/{folder}/{self._console.name}")
+        except OSError:
+            connection.close()
+            raise
+        finally:
+            os.close(folder)
+        return connection
+
+    def close(self) -> None:
+        """What was printed until now stays."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None

@@ -1,0 +1,184 @@
+"""The VMMs that the lifecycle tests run over: the real ones with a guest of 5 KB, and the simulator."""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cocoon import Backend, Node, VMConfig
+from cocoon.testing import SimulatedVmms
+from harness import proc_gone
+
+SECONDS = 30.0
+
+
+def find_in_test_dir(name: str) -> Path | None:
+    folder = os.environ.get("COCOON_TEST_VMM_DIR")
+    if folder and (found := Path(folder, name)).exists():
+        return found
+    return None
+
+
+@dataclass
+class Vmm:
+    """One VMM of this host, and how its guest is talked to."""
+
+    hypervisor: str
+    binary: Path
+    kernel: Path
+    # A key, and what the guest prints when it is pressed.
+    key: tuple[str, str] = ("d", "DIRTY")
+
+    def backend(self, node: Node, **options: Any) -> Backend:
+        return Backend(node, self.hypervisor, binary=self.binary, **options)
+
+    def config(self, name: str, **more: Any) -> VMConfig:
+        options: dict[str, Any] = {"cpu": 1, "memory": "64M", "storage": "1M", "kernel": self.kernel}
+        if self.hypervisor == "qemu":
+            options["accelerator"] = "tcg"  # this guest needs nothing that would be slow
+        return VMConfig(name, **(options | more))
+
+    @property
+    def guest_listens(self) -> bool:
+        """Not under QEMU, where this guest's timer stands still; that of test_live.py hears."""
+        return self.hypervisor != "qemu"
+
+    @property
+    def reset_ends_it(self) -> bool:
+        """Cloud Hypervisor restarts a guest in the same process."""
+        return self.hypervisor != "cloud-hypervisor"
+
+
+@dataclass
+class Console:
+    """The guest's console, whichever way it is reached."""
+
+    backend: Backend
+    ref: str
+    heard: str = ""
+
+    def __post_init__(self) -> None:
+        self._socket: socket.socket | None = None
+        self._read = 0
+
+    def type(self, text: str) -> None:
+        path = self.backend.console_path(self.ref)
+        if path.is_fifo():
+            fifo = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+            try:
+                os.write(fifo, text.encode())
+            finally:
+                os.close(fifo)
+        else:
+            self._connected().sendall(text.encode())
+
+    def wait_for(self, text: str, seconds: float = SECONDS) -> str:
+        """The guest has printed this since the last such wait: what came before it."""
+        deadline = time.monotonic() + seconds
+        while (at := self.heard.find(text)) < 0:
+            if time.monotonic() > deadline:
+                pytest.fail(f"the guest of {self.ref} did not print {text!r}: {self.heard!r}")
+            if not self._hear():
+                threading.Event().wait(0.005)
+        before, self.heard = self.heard[:at], self.heard[at + len(text) :]
+        return before
+
+    def skip(self) -> None:
+        """Forgets what the guest has printed so far."""
+        while self._hear():
+            pass
+        self.heard = ""
+
+    def _hear(self) -> bool:
+        path = self.backend.console_path(self.ref)
+        if path.is_fifo() or self.backend.hypervisor == "qemu":
+            log = self.backend.console_log_path(self.ref)
+            more = log.read_bytes()[self._read :] if log.exists() else b""
+            self._read += len(more)
+        else:
+            try:
+                more = self._connected().recv(65536)
+            except TimeoutError:
+                return False
+            except OSError:
+                more = b""
+            if not more:  # the guest restarts: its new serial port is a new socket
+                self.close()
+        self.heard += more.decode(errors="replace")
+        return bool(more)
+
+    def _connected(self) -> socket.socket:
+        if self._socket is None:
+            connecting = socket.socket(socket.AF_UNIX)
+            try:
+                connecting.settimeout(0.02)
+                connecting.connect(str(self.backend.console_path(self.ref)))
+            except OSError:
+                connecting.close()
+                raise
+            self._socket = connecting
+        return self._socket
+
+    def close(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+
+def processes_below(root: Path) -> list[int]:
+    """Processes whose working directory lies below this root's run dir."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdigit() and os.readlink(entry / "cwd").startswith(f"{root}/run/"):
+                found.append(int(entry.name))
+        except OSError:
+            continue
+    return [pid for pid in found if not proc_gone(pid)]
+
+
+@contextmanager
+def console(backend: Backend, ref: str) -> Iterator[Console]:
+    attached = Console(backend, ref)
+    try:
+        yield attached
+    finally:
+        attached.close()
+
+
+@functools.cache
+def simulated_vmm(hypervisor: str) -> Vmm:
+    """In a folder of this run, for all tests of this process."""
+    folder = Path(tempfile.mkdtemp(dir=os.environ["COCOON_TEST_RUN_DIR"]))
+    vmms = SimulatedVmms(folder)
+    return Vmm(hypervisor, vmms.binaries[hypervisor], vmms.kernel)
+
+
+def find_vmm(name: str, folder: Path) -> Vmm:
+    """Skips where it is not there. A hypervisor's name, with "sim-" before it for a simulated one in `folder`."""
+    if name.startswith("sim-"):
+        simulated = SimulatedVmms(folder)
+        hypervisor = name.removeprefix("sim-")
+        return Vmm(hypervisor, simulated.binaries[hypervisor], simulated.kernel, key=("z", "z"))
+    guest = find_in_test_dir("guest.elf")
+    if guest is None:
+        pytest.skip("no guest.elf in COCOON_TEST_VMM_DIR")
+    program = "qemu-system-x86_64" if name == "qemu" else name
+    binary = find_in_test_dir(program) or shutil.which(program)
+    if binary is None:
+        pytest.skip(f"no {program} in COCOON_TEST_VMM_DIR or PATH")
+    if name != "qemu" and not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        pytest.skip("/dev/kvm cannot be opened")
+    return Vmm(name, Path(binary), guest)
