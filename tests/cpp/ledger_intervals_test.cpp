@@ -1,12 +1,15 @@
 #include <limits>
 #include <random>
+#include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <gtest/gtest.h>
 
 #include "cocoon/error.h"
 #include "cocoon/ledger/intervals.h"
+#include "cocoon/ledger/once.h"
 
 #include "ledger_support.h"
 
@@ -59,6 +62,63 @@ TEST_F(IntervalsTest, PairsTheQuietDayInTheOrderOfTheStarts) {
   EXPECT_EQ(intervals[1].shape, (metering::Shape{2, 512, 1024}));
   EXPECT_EQ(intervals[5].source_snapshot_id, "s1");
   EXPECT_EQ(intervals[5].labels, (std::map<std::string, std::string>{{"tenant", "blue"}}));
+}
+
+TEST_F(IntervalsTest, ALineThatComesAgainOpensAndClosesNothing) {
+  const auto expected = read(test::quiet_day());
+  for (std::size_t line = 0; line < 10; ++line) {
+    LedgerText text = test::quiet_day();
+    const auto intervals = read(text.repeat(line));
+    ASSERT_EQ(intervals.size(), expected.size()) << "line " << line;
+    for (std::size_t i = 0; i < intervals.size(); ++i) {
+      EXPECT_EQ(intervals[i].start_seq, expected[i].start_seq) << "line " << line;
+      EXPECT_EQ(intervals[i].stop_seq, expected[i].stop_seq) << "line " << line;
+      EXPECT_EQ(intervals[i].length_ns, expected[i].length_ns) << "line " << line;
+      EXPECT_EQ(intervals[i].open, expected[i].open) << "line " << line;
+    }
+  }
+}
+
+TEST_F(IntervalsTest, ALateLineCountsOnce) {
+  LedgerText text;
+  text.vm_start("a", 0).vm_start("b", 0).swap_last_two().repeat(1);  // 2, 1, and 1 again
+  const auto intervals = read(text);
+  ASSERT_EQ(intervals.size(), 2U);
+  EXPECT_EQ(intervals[0].start_seq, 2U);
+  EXPECT_EQ(intervals[1].start_seq, 1U);
+  EXPECT_TRUE(intervals[1].open);
+}
+
+TEST(OnceTest, SaysWhatASetOfAllNumbersWouldSay) {
+  std::mt19937_64 random(test::test_seed());
+  Once once;
+  once.set_files({"/a/ledger.1-9.jsonl", "/a/ledger.jsonl", "/b/ledger.jsonl"});
+  std::set<std::pair<bool, std::uint64_t>> seen;
+  for (int i = 0; i < 20'000; ++i) {
+    const std::size_t file = random() % 3;
+    const std::uint64_t seq = 1 + random() % 3'000;
+    ASSERT_EQ(once.is_new(seq, file), seen.emplace(file == 2, seq).second) << "seq " << seq << " of file " << file;
+    EXPECT_TRUE(once.is_new(std::nullopt, file));
+    if (i % 5'000 != 0) continue;
+    std::string saved;
+    once.save(saved);
+    once = Once();
+    std::string_view in = saved;
+    once.load(in);
+    EXPECT_TRUE(in.empty());
+    once.set_files({"/a/ledger.1-9.jsonl", "/a/ledger.jsonl", "/b/ledger.jsonl"});
+  }
+}
+
+TEST(OnceTest, ForgetsTheLowestGapsRatherThanGrowForEver) {
+  Once once;
+  once.set_files({"ledger.jsonl"});
+  const std::uint64_t last = 2 * Once::kMostGaps + 2;
+  for (std::uint64_t seq = 2; seq <= last; seq += 2) EXPECT_TRUE(once.is_new(seq, 0));
+  EXPECT_FALSE(once.is_new(1, 0)) << "forgotten: a repeat";
+  EXPECT_TRUE(once.is_new(3, 0));
+  EXPECT_TRUE(once.is_new(last - 1, 0));
+  EXPECT_FALSE(once.is_new(last - 1, 0));
 }
 
 TEST_F(IntervalsTest, TheGoEnginesLedgerPairsCleanly) {

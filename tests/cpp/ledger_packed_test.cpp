@@ -296,6 +296,16 @@ TEST_F(CheckpointTest, GivesTheAnswerOfAWholeReadingWhateverHappened) {
   }
 }
 
+TEST_F(CheckpointTest, RemembersWhatALateCopyRepeats) {
+  const std::string text = restarts(100).text();
+  const fs::path path = put("ledger.jsonl", text);
+  expect_exact("first");
+  const auto before = read_usage_from(checkpoint_, files_here(), {}, kNow);
+  append(path, text.substr(0, text.rfind('\n', text.size() / 2) + 1));
+  expect_exact("half of it once more");
+  EXPECT_TRUE(same(read_usage_from(checkpoint_, files_here(), {}, kNow), before));
+}
+
 TEST_F(CheckpointTest, ReadsOnlyWhatIsNew) {
   put("ledger.jsonl", restarts(1'000).text());
   expect_exact("first");

@@ -77,6 +77,11 @@ class LedgerText {
     lines_.push_back(lines_.back());
     return *this;
   }
+  // The line once more, behind the last.
+  LedgerText& repeat(std::size_t line) {
+    lines_.push_back(lines_.at(line));
+    return *this;
+  }
   std::string& last() { return lines_.back(); }
   [[nodiscard]] std::uint64_t seq() const { return seq_; }
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from fractions import Fraction
@@ -204,7 +204,7 @@ def pair(lines: Iterable[Line], *, until_ns: int, crash: str = "ended") -> list[
     """All intervals, in the order of their starts."""
     intervals: list[Interval] = []
     open_ones: dict[tuple[str, str], Interval] = {}
-    for line in lines:
+    for line in each_once(lines):
         key = (line.kind, line.id)
         current = open_ones.get(key)
         if line.is_start:
@@ -218,6 +218,17 @@ def pair(lines: Iterable[Line], *, until_ns: int, crash: str = "ended") -> list[
     for interval in open_ones.values():
         interval.length_ns = max(0, until_ns - interval.start.at)
     return intervals
+
+
+def each_once(lines: Iterable[Line]) -> Iterator[Line]:
+    """Without those whose seq was there before. All are one node's."""
+    seen: set[int] = set()
+    for line in lines:
+        if line.seq is None:
+            yield line
+        elif line.seq not in seen:
+            seen.add(line.seq)
+            yield line
 
 
 def fits(start: Line, stop: Line) -> bool:

@@ -6,7 +6,6 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -24,8 +23,8 @@ def transitions(node: Node, count: int) -> None:
         backend.mark_stopped("web")
 
 
-def make(root: Path, **options: Any) -> Node:
-    node = Node(root, **options)
+def make(root: Path, *, rotate_bytes: int = 0) -> Node:
+    node = Node(root, rotate_bytes=rotate_bytes)
     node.backend("qemu").create(VMConfig("web", storage="1M"))
     return node
 
@@ -112,7 +111,10 @@ def test_there_must_be_a_ledger(tmp_root: Path) -> None:
 
 def test_killed_at_every_system_call_of_a_rotation(tmp_root: Path, tmp_path: Path, rounds: Rounds) -> None:
     trace = tmp_path / "trace"
-    code = "import sys, os; from cocoon import Node; node = Node(sys.argv[1]); os.getppid(); node.rotate_ledger(); os.getppid()"
+    code = (
+        "import sys, os; from cocoon import Node; node = Node(sys.argv[1]); "
+        "os.getppid(); node.rotate_ledger(); os.getppid()"
+    )
 
     def prepare(root: Path) -> list[str]:
         with make(root) as node:

@@ -11,6 +11,9 @@
 
 namespace cocoon::ledger {
 
+// Of a block that grows large the kernel may give whole large pages: one fault instead of 512.
+void prefer_huge_pages(void* memory, std::size_t bytes);
+
 template <typename Number>
 class Buffer {
   static_assert(std::is_trivially_copyable_v<Number>);
@@ -54,7 +57,7 @@ class Buffer {
   }
 
  private:
-  void reserve(std::size_t least) {
+  [[gnu::noinline]] void reserve(std::size_t least) {
     std::size_t wanted = capacity_ + capacity_ / 2;
     wanted = wanted < 64 ? 64 : wanted;
     wanted = wanted < least ? least : wanted;
@@ -62,6 +65,8 @@ class Buffer {
     if (moved == nullptr) throw std::bad_alloc();
     data_ = static_cast<Number*>(moved);
     capacity_ = wanted;
+    constexpr std::size_t kLarge = std::size_t{4} << 20;
+    if (wanted * sizeof(Number) >= kLarge) prefer_huge_pages(data_, wanted * sizeof(Number));
   }
 
   Number* data_ = nullptr;

@@ -20,13 +20,14 @@
 #include "cocoon/error.h"
 #include "cocoon/ledger/bytes.h"
 #include "cocoon/ledger/id_table.h"
+#include "cocoon/ledger/once.h"
 
 namespace cocoon::ledger {
 namespace {
 
 namespace fs = std::filesystem;
 
-constexpr std::string_view kMagic = "cocoon usage checkpoint 1\n";
+constexpr std::string_view kMagic = "cocoon usage checkpoint 2\n";
 constexpr std::uint64_t kCompared = 4096;  // bytes at the beginning, and before where the reading ended
 
 struct FileState {
@@ -102,6 +103,7 @@ class Reading {
 
   const UsageQuery& query_;
   Usage usage_;
+  Once once_;
   Pairer pairer_;
   std::vector<FileState> done_;  // how far each file was read
   bool fresh_ = true;            // there is something new since the checkpoint
@@ -140,6 +142,7 @@ bool Reading::resume(const fs::path& checkpoint, const Files& files) {
       if (!stands(state, files[i], i + 1 == count)) return false;
       done_.push_back(std::move(state));
     }
+    once_.load(in);
     pairer_.load(in);
     usage_.load(in);
   } catch (const LedgerError&) {
@@ -166,13 +169,19 @@ void Reading::read(const Files& files, const Check& check) {
   for (std::size_t i = 0; i < first; ++i) now[i] = done_[i];
   const auto rest = std::make_shared<const Files>(files.begin() + static_cast<std::ptrdiff_t>(first), files.end());
   PassedOver passed;
+  once_.set_files(*rest);
   const auto take = [&](const Batch& batch) {
-    for (const Batch::Item& item : batch.items) pairer_.add(item.entry, item.hash);
+    for (std::size_t i = 0; i < batch.items.size(); ++i) {
+      const Batch::Item& item = batch.items[i];
+      pairer_.prefetch(batch, i);
+      if (once_.is_new(item.entry.seq, batch.block.file)) pairer_.add(item.entry, item.hash);
+    }
     for (const Batch::Bad& bad : batch.bad) passed.add(bad_line(*rest, batch, bad));
     if (!batch.block.torn) now[first + batch.block.file].consumed = batch.block.end;
   };
   scan(rest, take, check, skip);
   passed.say();
+  once_.say();
   for (std::size_t i = first; i < now.size(); ++i) {
     now[i].fingerprint = is_packed(files[i]) ? 0 : fingerprint(files[i], now[i].consumed);
     // Read beyond what was there when it was looked at: its state then is not what was read.
@@ -195,6 +204,7 @@ void Reading::leave(const fs::path& checkpoint) const {
     put(out, state.consumed);
     put(out, state.fingerprint);
   }
+  once_.save(out);
   pairer_.save(out);
   usage_.save(out);
   put(out, hash_of(out));

@@ -54,7 +54,10 @@ class Column {
     }
   }
 
-  // In a row that is there. Not of kText.
+  // Rows to `size`, as nulls.
+  void grow(std::size_t size);
+
+  // In any row; those before it that are not there yet are nulls. Not of kText.
   void set_text(std::size_t row, std::string_view value);
   void set_integer(std::size_t row, std::int64_t value);
 
@@ -76,6 +79,7 @@ class Column {
   template <typename Number>
   static void put(Buffer<Number>& numbers, std::size_t row, Number value);
 
+  void begin_nulls();
   void add_valid();
   void make_valid(std::size_t row);
 
@@ -93,5 +97,78 @@ class Column {
   Buffer<std::int32_t> indices_;
   Symbols symbols_;
 };
+
+// Inline: a table is filled by millions of these calls.
+inline void Column::set_bit(Buffer<std::uint8_t>& bits, std::size_t row) {
+  if (bits.size() <= row / 8) bits.resize(row / 8 + 1);
+  bits[row / 8] = static_cast<std::uint8_t>(bits[row / 8] | (1U << (row % 8)));
+}
+
+template <typename Number>
+void Column::put(Buffer<Number>& numbers, std::size_t row, Number value) {
+  if (numbers.size() == row) {
+    numbers.push_back(value);
+    return;
+  }
+  if (numbers.size() < row) numbers.resize(row + 1);
+  numbers[row] = value;
+}
+
+inline void Column::add_valid() {
+  if (some_null_) set_bit(valid_, size_);
+  ++size_;
+}
+
+inline void Column::add_null() {
+  if (!some_null_) begin_nulls();
+  if (type_ == ColumnType::kText) offsets_.push_back(static_cast<std::int64_t>(text_.size()));
+  ++nulls_;
+  ++size_;
+}
+
+inline void Column::make_valid(std::size_t row) {
+  if (row >= size_) grow(row + 1);
+  if (!is_null(row)) return;
+  set_bit(valid_, row);
+  --nulls_;
+}
+
+inline void Column::add_text(std::string_view value) {
+  if (type_ == ColumnType::kText) {
+    text_.append(value.data(), value.size());
+    offsets_.push_back(static_cast<std::int64_t>(text_.size()));
+  } else {
+    put(indices_, size_, static_cast<std::int32_t>(symbols_.id_of(value)) - 1);
+  }
+  add_valid();
+}
+
+inline void Column::add_integer(std::int64_t value) {
+  if (type_ == ColumnType::kBoolean) {
+    if (value != 0) set_bit(booleans_, size_);
+  } else {
+    put(integers_, size_, value);
+  }
+  add_valid();
+}
+
+inline void Column::add_real(double value) {
+  put(reals_, size_, value);
+  add_valid();
+}
+
+inline void Column::set_text(std::size_t row, std::string_view value) {
+  put(indices_, row, static_cast<std::int32_t>(symbols_.id_of(value)) - 1);
+  make_valid(row);
+}
+
+inline void Column::set_integer(std::size_t row, std::int64_t value) {
+  if (type_ == ColumnType::kBoolean) {
+    if (value != 0) set_bit(booleans_, row);
+  } else {
+    put(integers_, row, value);
+  }
+  make_valid(row);
+}
 
 }  // namespace cocoon::ledger

@@ -13,6 +13,7 @@
 
 #include "cocoon/error.h"
 #include "cocoon/ledger/export_rows.h"
+#include "cocoon/ledger/once.h"
 #include "cocoon/metering/text.h"
 
 namespace cocoon::ledger {
@@ -96,11 +97,11 @@ class Output {
     }
   }
 
-  void read_to(const Position& at) {
+  void read_to(const std::filesystem::path& file, std::uint64_t offset) {
     constexpr std::uint64_t kOften = 4096;
     if (progress_ && ++entries_ % kOften == 0) {
       // A compressed file is longer than its size.
-      progress_(std::min(before_[*at.file] + at.offset, total_), total_);
+      progress_(std::min(before_[file] + offset, total_), total_);
     }
   }
 
@@ -268,24 +269,26 @@ std::uint64_t export_ledger(const Files& files, const ExportQuery& query, const 
   if (query.format == ExportFormat::kFocus) {
     FocusExport rows(query, output);
     rows.begin();
-    const auto visit = [&](const Batch::Item& item, const Position& at) {
-      output.read_to(at);
+    const auto visit = [&](const Batch& batch, std::size_t at) {
+      const Batch::Item& item = batch.items[at];
+      output.read_to(files[batch.block.file], batch.block.offset + item.offset);
       if (!range.behind(item.entry)) {
         rows.add(item, range.before(item.entry));
       }
     };
-    for_each_entry(files, visit, check);
+    for_each_once(files, visit, check);
     rows.finish();
   } else {
     EntryExport rows(query, output);
     rows.begin();
-    const auto visit = [&](const Batch::Item& item, const Position& at) {
-      output.read_to(at);
+    const auto visit = [&](const Batch& batch, std::size_t at) {
+      const Batch::Item& item = batch.items[at];
+      output.read_to(files[batch.block.file], batch.block.offset + item.offset);
       if (!range.behind(item.entry) && !range.before(item.entry)) {
         rows.add(to_entry(item.entry));
       }
     };
-    for_each_entry(files, visit, check);
+    for_each_once(files, visit, check);
   }
   return output.finish();
 }

@@ -37,7 +37,7 @@ using Sink = std::function<void(std::string_view block)>;
 // Bytes of the ledger that were read, and that there are.
 using ExportProgress = std::function<void(std::uint64_t done, std::uint64_t total)>;
 
-// Returns the number of rows, the heading not counted. Bad lines are passed over, as in for_each_entry.
+// Returns the number of rows, the heading not counted. Bad lines are passed over, as in for_each_once.
 //
 // FOCUS knows an interval by the seq of its start, and a row by that and its bucket: x_RowId. A range brings the
 // intervals that it closes or leaves open (counted up to its last entry), in the buckets that were not over at its

@@ -12,6 +12,8 @@
 #include <utility>
 #include <vector>
 
+#include "cocoon/ledger/same_text.h"
+
 namespace cocoon::ledger {
 
 // Of an id; the same in every process and for ever. 64 bits, well mixed.
@@ -62,18 +64,20 @@ class IdTable {
 
   // `tag` is part of the key: the same id may be there once with each.
   Node* find(std::uint64_t hash, std::uint8_t tag, std::string_view id) {
-    for (std::size_t at = begin_of(hash, tag);; at = next(at)) {
+    const std::uint32_t mark = mark_of(hash, tag);
+    for (std::size_t at = home_of(mark);; at = next(at)) {
       const Slot slot = slots_[at];
       if (slot.node == 0) return nullptr;
+      if (slot.mark != mark) continue;
       Node& node = nodes_[slot.node - 1];
-      if (slot.mark == mark_of(hash) && node.tag == tag && node.id() == id) return &node;
+      if (node.tag == tag && same_text(node.id(), id)) return &node;
     }
   }
 
   // What find() of it will touch is brought near: first the slot, later the node.
-  void prefetch_slot(std::uint64_t hash, std::uint8_t tag) const { __builtin_prefetch(&slots_[begin_of(hash, tag)]); }
+  void prefetch_slot(std::uint64_t hash, std::uint8_t tag) const { __builtin_prefetch(&slots_[home_of(mark_of(hash, tag))]); }
   void prefetch_node(std::uint64_t hash, std::uint8_t tag) const {
-    const Slot slot = slots_[begin_of(hash, tag)];
+    const Slot slot = slots_[home_of(mark_of(hash, tag))];
     if (slot.node == 0) return;
     const char* const node = reinterpret_cast<const char*>(&nodes_[slot.node - 1]);
     for (std::size_t at = 0; at < sizeof(Node); at += 64) __builtin_prefetch(node + at);
@@ -100,19 +104,18 @@ class IdTable {
       node.long_text = id;
     }
     node.used = true;
-    place({mark_of(hash), index + 1}, begin_of(hash, tag));
+    place({mark_of(hash, tag), index + 1});
     ++size_;
     return node;
   }
 
   void erase(Node& node) {
-    std::size_t hole = begin_of(node.hash, node.tag);
+    std::size_t hole = home_of(mark_of(node.hash, node.tag));
     while (slots_[hole].node == 0 || &nodes_[slots_[hole].node - 1] != &node) hole = next(hole);
     free_.push_back(slots_[hole].node - 1);
     // Those behind it move up, as far as they may: then nobody has to look past holes.
     for (std::size_t at = next(hole); slots_[at].node != 0; at = next(at)) {
-      const Node& other = nodes_[slots_[at].node - 1];
-      const std::size_t home = begin_of(other.hash, other.tag);
+      const std::size_t home = home_of(slots_[at].mark);
       if (((at - home) & mask()) >= ((at - hole) & mask())) {
         slots_[hole] = slots_[at];
         hole = at;
@@ -143,16 +146,17 @@ class IdTable {
 
  private:
   struct Slot {
-    std::uint32_t mark = 0;
+    std::uint32_t mark = 0;  // of the key: says its home, and without a look at the node that another key is another
     std::uint32_t node = 0;  // its index + 1; 0: empty
   };
 
-  static std::uint32_t mark_of(std::uint64_t hash) { return static_cast<std::uint32_t>(hash >> 32); }
+  static std::uint32_t mark_of(std::uint64_t hash, std::uint8_t tag) { return static_cast<std::uint32_t>(hash + tag); }
   [[nodiscard]] std::size_t mask() const { return slots_.size() - 1; }
-  [[nodiscard]] std::size_t begin_of(std::uint64_t hash, std::uint8_t tag) const { return (hash + tag) & mask(); }
+  [[nodiscard]] std::size_t home_of(std::uint32_t mark) const { return mark & mask(); }
   [[nodiscard]] std::size_t next(std::size_t at) const { return (at + 1) & mask(); }
 
-  void place(Slot slot, std::size_t at) {
+  void place(Slot slot) {
+    std::size_t at = home_of(slot.mark);
     while (slots_[at].node != 0) at = next(at);
     slots_[at] = slot;
   }
@@ -160,9 +164,7 @@ class IdTable {
   void grow() {
     const std::vector<Slot> old = std::exchange(slots_, std::vector<Slot>(slots_.size() * 2));
     for (const Slot slot : old) {
-      if (slot.node == 0) continue;
-      const Node& node = nodes_[slot.node - 1];
-      place(slot, begin_of(node.hash, node.tag));
+      if (slot.node != 0) place(slot);
     }
   }
 

@@ -8,6 +8,7 @@
 
 #include "cocoon/error.h"
 #include "cocoon/ledger/bytes.h"
+#include "cocoon/ledger/same_text.h"
 #include "cocoon/metering/text.h"
 
 namespace cocoon::ledger {
@@ -29,6 +30,11 @@ std::int64_t difference(std::int64_t end, std::int64_t start) {
 std::string shape_text(const metering::Shape& shape) {
   return fmt::format("{} vCPUs, {} bytes of memory, {} bytes of storage", shape.cpu, shape.mem_bytes,
                      shape.storage_bytes);
+}
+
+// Most often both are empty.
+void set(std::string& text, std::string_view value) {
+  if (!text.empty() || !value.empty()) text = value;
 }
 
 // The Go engine leaves the shape of a snapshot's stop empty; ours repeats the start's.
@@ -150,7 +156,7 @@ IntervalView Pairer::view_of(const Table::Node& node, Dimension dimension) const
 // `end` is what closes the interval: its stop, or a second start, which knows nothing of a crash.
 void Pairer::set_length(const Open& open, const EntryView& end, IntervalView& interval) {
   const bool one_boot = open.boot != 0 && open.uptime_ns.has_value() && end.uptime_ns.has_value() &&
-                        symbols_.text_of(open.boot) == end.boot_id;
+                        same_text(symbols_.text_of(open.boot), end.boot_id);
   const std::int64_t whole =
       one_boot ? difference(*end.uptime_ns, *open.uptime_ns) : difference(end.emitted_at_ns, interval.start_ns);
   std::int64_t length = whole;
@@ -187,8 +193,8 @@ void Pairer::fill(const EntryView& entry, Open& open) {
   open.reason = entry.reason;
   open.hypervisor = symbols_.id_of(entry.hypervisor);
   open.boot = symbols_.id_of(entry.boot_id);
-  open.source_snapshot_id = entry.source_snapshot_id;
-  open.labels = entry.labels;
+  set(open.source_snapshot_id, entry.source_snapshot_id);
+  set(open.labels, entry.labels);
 }
 
 void Pairer::start(const EntryView& entry, std::uint64_t hash) {
@@ -304,17 +310,10 @@ void Pairer::load(std::string_view& in) {
   }
 }
 
-OnEntry pairing(Pairer& pairer) {
-  return [&pairer](const Batch::Item& item, const Position& at) {
-    pairer.prefetch(*at.batch, at.item);
-    pairer.add(item.entry, item.hash);
-  };
-}
-
 std::vector<Interval> read_intervals(const Files& files, CrashEnd crash, std::int64_t until_ns, const Check& check) {
   std::vector<Interval> intervals;
   Pairer pairer(crash, [&](const IntervalView& interval) { intervals.push_back(to_interval(interval)); });
-  for_each_entry(files, pairing(pairer), check);
+  for_each_once(files, pairing(pairer), check);
   pairer.finish(until_ns);
   std::sort(intervals.begin(), intervals.end(),
             [](const Interval& a, const Interval& b) { return a.ordinal < b.ordinal; });

@@ -3,6 +3,7 @@
 // A stop that says its `interval` is paired with the start of that seq, another one with the open start of the same id
 // and dimension. A second start of what is open closes the first at that moment: the rule of the Go engine, whose lines
 // have no `interval`, and the only one that bills nothing twice.
+// A line whose seq was there before opens and closes nothing: for_each_once passes it over.
 // Memory is bounded by open intervals: each is handed out as soon as it is closed.
 
 #include <cstdint>
@@ -14,6 +15,7 @@
 #include <vector>
 
 #include "cocoon/ledger/id_table.h"
+#include "cocoon/ledger/once.h"
 #include "cocoon/ledger/reader.h"
 #include "cocoon/ledger/symbols.h"
 #include "cocoon/metering/entry.h"
@@ -135,11 +137,16 @@ class Pairer {
   std::uint64_t starts_ = 0;
 };
 
-// Every entry to the pairer.
-OnEntry pairing(Pairer& pairer);
+// Every entry to the pairer: a visitor of for_each_once.
+inline auto pairing(Pairer& pairer) {
+  return [&pairer](const Batch& batch, std::size_t item) {
+    pairer.prefetch(batch, item);
+    pairer.add(batch.items[item].entry, batch.items[item].hash);
+  };
+}
 
 // All intervals, in the order of their starts.
-// Errors   LedgerError. Bad lines are passed over, as in for_each_entry.
+// Errors   LedgerError. Bad lines are passed over, as in for_each_once.
 std::vector<Interval> read_intervals(const Files& files, CrashEnd crash, std::int64_t until_ns,
                                      const Check& check = {});
 

@@ -11,7 +11,7 @@
 
 namespace cocoon::ledger {
 
-// In the order of their starts. Errors   LedgerError. Bad lines are passed over, as in for_each_entry.
+// In the order of their starts. Errors   LedgerError. Bad lines are passed over, as in for_each_once.
 std::vector<Interval> read_intervals_of(const Files& files, const std::set<std::string, std::less<>>& ids,
                                         std::int64_t until_ns, const Check& check = {});
 

@@ -1,11 +1,15 @@
 #pragma once
 // Texts of which there are few, such as names of hypervisors, as small numbers. 0 is the empty text.
 
+#include <array>
+#include <cstddef>
 #include <cstdint>
 #include <deque>
 #include <string>
 #include <string_view>
 #include <unordered_map>
+
+#include "cocoon/ledger/same_text.h"
 
 namespace cocoon::ledger {
 
@@ -20,21 +24,28 @@ class Symbols {
   Symbols& operator=(Symbols&&) = default;
 
   Id id_of(std::string_view text) {
-    if (last_ < texts_.size() && texts_[last_] == text)
-      return last_;  // one says the same as the one before, most often
+    // A few of them are said again and again: those are found without a hash of the whole text.
+    Id& near = near_[text.empty() ? 0 : place_of(text)];
+    if (near < texts_.size() && same_text(texts_[near], text)) return near;
     const auto found = ids_.find(text);
-    if (found != ids_.end()) return last_ = found->second;
-    last_ = static_cast<Id>(texts_.size());
-    ids_.emplace(texts_.emplace_back(text), last_);
-    return last_;
+    if (found != ids_.end()) return near = found->second;
+    near = static_cast<Id>(texts_.size());
+    ids_.emplace(texts_.emplace_back(text), near);
+    return near;
   }
   [[nodiscard]] std::string_view text_of(Id id) const { return texts_[id]; }
   [[nodiscard]] const std::deque<std::string>& texts() const { return texts_; }
 
  private:
+  static std::size_t place_of(std::string_view text) {
+    const auto of = [](char c) { return static_cast<std::size_t>(static_cast<unsigned char>(c)); };
+    return (text.size() * 5 + of(text.front()) * 3 + of(text.back())) % kNear;
+  }
+
+  static constexpr std::size_t kNear = 64;
+  std::array<Id, kNear> near_{};
   std::deque<std::string> texts_;
   std::unordered_map<std::string_view, Id> ids_;
-  Id last_ = 0;
 };
 
 }  // namespace cocoon::ledger

@@ -1,7 +1,10 @@
 #include "cocoon/ledger/table.h"
 
+#include <array>
 #include <initializer_list>
 #include <utility>
+
+#include "cocoon/ledger/once.h"
 
 namespace cocoon::ledger {
 namespace {
@@ -41,15 +44,17 @@ class Row {
   Row& some(const std::optional<Number>& value) {
     return next_++->add_some(value), *this;
   }
-  Row& none() { return next_++->add_null(), *this; }
+  Row& skip() { return ++next_, *this; }  // of columns that are filled later
 
  private:
   std::vector<Column>::iterator next_;
 };
 
-// Of the intervals' table, those that are known only at the end of an interval.
+// Of the intervals' table, those that are known only at the end of an interval. Until then its row ends before them.
 enum : std::size_t { kStop = 7, kStopReason = 9, kLength = 11, kOpen = 12, kLengthFrom = 13 };
 enum : std::size_t { kStopSeq = 15, kEndedAt = 16, kAliveUntil = 17, kEvidence = 18 };
+constexpr std::array<std::size_t, 9> kLate = {kStop,    kStopReason, kLength,     kOpen,    kLengthFrom,
+                              kStopSeq, kEndedAt,    kAliveUntil, kEvidence};
 
 void add_start(const EntryView& e, std::vector<Column>& columns) {
   Row(columns)
@@ -60,18 +65,18 @@ void add_start(const EntryView& e, std::vector<Column>& columns) {
       .integer(e.shape.mem_bytes)
       .integer(e.shape.storage_bytes)
       .integer(e.emitted_at_ns)
-      .none()
+      .skip()
       .reason(e.reason)
-      .none()
+      .skip()
       .text(e.source_snapshot_id)
-      .integer(0)
-      .integer(0)
-      .text(to_string(LengthFrom::kWall))
+      .skip()
+      .skip()
+      .skip()
       .some(e.seq)
-      .none()
-      .none()
-      .none()
-      .none()
+      .skip()
+      .skip()
+      .skip()
+      .skip()
       .text(e.labels);
 }
 
@@ -83,8 +88,8 @@ void add_end(const IntervalView& i, std::vector<Column>& columns) {
   some(kStop, i.stop_ns);
   if (i.stop_reason) columns[kStopReason].set_text(row, to_string(*i.stop_reason));
   columns[kLength].set_integer(row, i.length_ns);
-  if (i.open) columns[kOpen].set_integer(row, 1);
-  if (i.length_from != LengthFrom::kWall) columns[kLengthFrom].set_text(row, to_string(i.length_from));
+  columns[kOpen].set_integer(row, i.open ? 1 : 0);
+  columns[kLengthFrom].set_text(row, to_string(i.length_from));
   some(kStopSeq, i.stop_seq);
   some(kEndedAt, i.ended_at_ns);
   some(kAliveUntil, i.alive_until_ns);
@@ -163,13 +168,15 @@ Table intervals_table(const Files& files, std::int64_t until_ns, const Check& ch
                                {"labels", Type::kLabels}});
   // A row is made at the start, which is the order of the table, and filled up at the end.
   Pairer pairer(CrashEnd::kEnded, [&](const IntervalView& interval) { add_end(interval, columns); });
-  const auto add = [&](const Batch::Item& item, const Position& at) {
-    pairer.prefetch(*at.batch, at.item);
+  const auto add = [&](const Batch& batch, std::size_t at) {
+    const Batch::Item& item = batch.items[at];
+    pairer.prefetch(batch, at);
     if (is_start(item.entry.kind)) add_start(item.entry, columns);
     pairer.add(item.entry, item.hash);
   };
-  for_each_entry(files, add, check);
+  for_each_once(files, add, check);
   pairer.finish(until_ns);
+  for (const std::size_t column : kLate) columns[column].grow(columns[0].size());
   return Table(std::move(columns));
 }
 

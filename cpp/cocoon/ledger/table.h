@@ -28,7 +28,8 @@ class Table {
   std::vector<Column> columns_;
 };
 
-// Errors   LedgerError; InvalidArgument of the usage query. Bad lines are passed over, as in for_each_entry.
+// Errors   LedgerError; InvalidArgument of the usage query. Bad lines are passed over, as in for_each_entry; repeats
+// too, in all but the entries' table.
 Table entries_table(const Files& files, const Check& check = {});
 Table intervals_table(const Files& files, std::int64_t until_ns, const Check& check = {});
 Table usage_table(const UsageQuery& query, const std::vector<UsageRow>& rows);

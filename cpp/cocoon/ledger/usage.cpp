@@ -220,7 +220,7 @@ std::vector<UsageRow> Usage::rows() const {
 std::vector<UsageRow> read_usage(const Files& files, const UsageQuery& query, std::int64_t now_ns, const Check& check) {
   Usage usage(query, now_ns);
   Pairer pairer(query.crash, [&](const IntervalView& interval) { usage.add(interval); });
-  for_each_entry(files, pairing(pairer), check);
+  for_each_once(files, pairing(pairer), check);
   pairer.finish(usage.until_ns());
   return usage.rows();
 }

@@ -73,7 +73,7 @@ class Usage {
   std::map<std::string, std::string> labels_;
 };
 
-// Errors   InvalidArgument; LedgerError. Bad lines are passed over, as in for_each_entry.
+// Errors   InvalidArgument; LedgerError. Bad lines are passed over, as in for_each_once.
 std::vector<UsageRow> read_usage(const Files& files, const UsageQuery& query, std::int64_t now_ns,
                                  const Check& check = {});
 
