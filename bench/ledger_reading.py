@@ -2,8 +2,8 @@
 
     bench/ledger_reading.py [--entries N] [--long]
 
-Each measurement is a process of its own, so that its memory is its own. ``--long``: also a ledger of 100 million entries
-with 100 000 intervals open at any time (about 27 GB in a pipe's worth of files; the default takes 10 million).
+Each measurement is a process of its own, so that its memory is its own. ``--long``: also a ledger of 100 million
+entries with 100 000 intervals open at any time (about 27 GB in a pipe's worth of files; the default takes 10 million).
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ rows = Ledger(path).audit().entries
 # Starts and stops of one interval have its number in common: the cheapest pairing there is.
 DUCKDB = """
 rows = duckdb.sql(f'''
-  select id, kind, hypervisor, cpu, mem_bytes, storage_bytes, start, stop, start_reason, stop_reason, start_seq, stop_seq,
-         stop - start as length
+  select id, kind, hypervisor, cpu, mem_bytes, storage_bytes, start, stop, start_reason, stop_reason, start_seq,
+         stop_seq, stop - start as length
   from (
     select coalesce(vm_id, snapshot_id) as id, kind, hypervisor, shape.cpu as cpu, shape.mem_bytes as mem_bytes,
            shape.storage_bytes as storage_bytes, emitted_at as start, reason as start_reason, seq as start_seq,
@@ -150,12 +150,19 @@ def follow_up(path: Path, entries: int) -> None:
         new.append(middle - begin)
         assert incremental == full
     a, b = statistics.median(whole), statistics.median(new)
-    row("usage after 1 000 new entries, from a checkpoint", f"{b * 1e3:.2f} ms", f"{a * 1e3:.0f} ms reading it all", a / b,
-        limit=100.0, at_least=True)  # fmt: skip
+    against = f"{a * 1e3:.0f} ms reading it all"
+    row(
+        "usage after 1 000 new entries, from a checkpoint",
+        f"{b * 1e3:.2f} ms",
+        against,
+        a / b,
+        limit=100.0,
+        at_least=True,
+    )
 
 
 def long_ledger(folder: Path, entries: int, seconds_per_entry: float) -> None:
-    """One file's lines are repeated with new numbers by nobody: parts are made of the same intervals again and again."""
+    """Parts are made of the same intervals again and again."""
     open_at_once = 100_000
     path = folder / "long.jsonl"
     write_ledger(path, entries, open_at_once)

@@ -2,7 +2,6 @@
 
 #include "cocoon/engine/gc.h"
 
-
 #include <pybind11/stl.h>
 
 #include "bindings/bind.h"

@@ -212,9 +212,8 @@ void bind_backend(BackendClass& backend) {
       .def(
           "clone",
           [](const PyBackend& b, const Text& snapshot, const engine::VmSpec& config) {
-            return blocking([&, id = to_text("snapshot", snapshot)](system::Cancel& c) {
-              return b.backend->clone(id, config, c);
-            });
+            return blocking(
+                [&, id = to_text("snapshot", snapshot)](system::Cancel& c) { return b.backend->clone(id, config, c); });
           },
           "snapshot"_a, "config"_a,
           "A new VM that goes on where the snapshot's stopped; any number at once. What ``config`` leaves out is the\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import os
@@ -20,10 +21,10 @@ def envelope(name: str = "", **more: Any) -> bytes:
     return json.dumps({"config": {"name": name, **more}, "version": 1}).encode()
 
 
-def archive(*entries: Entry, compression: str = "") -> bytes:
-    """A tar of (name, bytes) and of ready-made headers, in pax."""
+def archive(*entries: Entry, packed: bool = False) -> bytes:
+    """A tar of (name, bytes) and of ready-made headers, in pax; `packed`: gzipped."""
     out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode=f"w:{compression}", format=tarfile.PAX_FORMAT) as tar:
+    with tarfile.open(fileobj=out, mode="w:", format=tarfile.PAX_FORMAT) as tar:
         for entry in entries:
             if isinstance(entry, tarfile.TarInfo):
                 body = b"x" * entry.size if entry.isreg() else b""
@@ -32,7 +33,7 @@ def archive(*entries: Entry, compression: str = "") -> bytes:
                 info = tarfile.TarInfo(entry[0])
                 info.size = len(entry[1])
                 tar.addfile(info, io.BytesIO(entry[1]))
-    return out.getvalue()
+    return gzip.compress(out.getvalue(), mtime=0) if packed else out.getvalue()
 
 
 def member(name: str, kind: bytes = tarfile.REGTYPE, *, link: str = "", size: int = 0, **pax: str) -> tarfile.TarInfo:

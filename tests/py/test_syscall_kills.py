@@ -30,8 +30,20 @@ Rounds = Callable[[int], int]
 
 # The calls by which the engine changes what others can see: files, locks. How many they are does not depend on the
 # host, unlike the others: a look at /proc opens and closes something for each process there is.
-CHANGES = ("write", "pwrite64", "writev", "fdatasync", "fsync", "ftruncate", "flock", "rename", "unlink", "unlinkat")
-CHANGES += ("rmdir", "mkdir")
+CHANGES: list[str] = [
+    "write",
+    "pwrite64",
+    "writev",
+    "fdatasync",
+    "fsync",
+    "ftruncate",
+    "flock",
+    "rename",
+    "unlink",
+    "unlinkat",
+    "rmdir",
+    "mkdir",
+]
 
 
 def scenario(verb: str) -> list[str]:

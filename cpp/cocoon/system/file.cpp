@@ -153,8 +153,7 @@ void sync_file(int fd, const Path& shown, Cancel& cancel) {
     if (data < 0 && errno == ENXIO) break;
     if (data > at) at = data;
     // Failing is no error here: fsync reports what could not be written, and some file systems have only that.
-    ::sync_file_range(fd, at, kPiece,
-                      SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER);
+    ::sync_file_range(fd, at, kPiece, SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER);
     at += kPiece;
   }
   if (::fsync(fd) != 0) throw_store_error("sync", shown);
