@@ -28,6 +28,23 @@ TEST(FileLockTest, HeldUntilDestroyed) {
   EXPECT_EQ(std::filesystem::status(path).permissions(), std::filesystem::perms(0600));
 }
 
+TEST(FileLockTest, OfAnExistingFileOnly) {
+  const TempDir dir;
+  const Path path = dir / "lock";
+  EXPECT_FALSE(FileLock::try_acquire_existing(path));
+  EXPECT_EQ(FileLock::look(path), FileLock::State::kAbsent);
+  EXPECT_FALSE(std::filesystem::exists(path)) << "neither makes a file";
+  put(path, "");
+  EXPECT_EQ(FileLock::look(path), FileLock::State::kFree);
+  const auto lock = FileLock::try_acquire_existing(path);
+  ASSERT_TRUE(lock);
+  EXPECT_EQ(FileLock::look(path), FileLock::State::kHeld);
+  EXPECT_FALSE(FileLock::try_acquire_existing(path));
+  std::filesystem::remove(path);
+  EXPECT_FALSE(FileLock::try_acquire_existing(path)) << "a lock on a file without a name excludes nobody";
+  EXPECT_THROW(FileLock::try_acquire_existing(dir.path()), StoreError) << "a folder is no missing file";
+}
+
 TEST(FileLockTest, InheritedDescriptorGoesOnHolding) {
   const TempDir dir;
   const Path path = dir / "lock";

@@ -4,7 +4,8 @@
 // Three witnesses, in this order: the recorded identity (pid, start time, boot id) checked again by argv; the flock on
 // vm.lock, which the VMM inherits and holds for all its life, whatever its pid; the /proc scan, when those two do not
 // agree: argv, working directory and the inherited vm.lock among its descriptors must all be this VM's. A process that
-// is not proven to be this VM's is never signalled.
+// is not proven to be this VM's is never signalled. While a VM is started or removed, the engine's process holds the
+// lock: for these moments nobody else can tell.
 
 #include <chrono>
 #include <optional>
