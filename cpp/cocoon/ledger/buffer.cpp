@@ -12,7 +12,8 @@ void prefer_huge_pages(void* memory, std::size_t bytes) {
   const std::uintptr_t first = (begin + kHuge - 1) / kHuge * kHuge;
   const std::uintptr_t last = (begin + bytes) / kHuge * kHuge;
   // Advice: where the kernel has no such pages, all is as it was.
-  if (first < last) static_cast<void>(::madvise(static_cast<char*>(memory) + (first - begin), last - first, MADV_HUGEPAGE));
+  if (first < last)
+    static_cast<void>(::madvise(static_cast<char*>(memory) + (first - begin), last - first, MADV_HUGEPAGE));
 }
 
 }  // namespace cocoon::ledger

@@ -75,7 +75,9 @@ class IdTable {
   }
 
   // What find() of it will touch is brought near: first the slot, later the node.
-  void prefetch_slot(std::uint64_t hash, std::uint8_t tag) const { __builtin_prefetch(&slots_[home_of(mark_of(hash, tag))]); }
+  void prefetch_slot(std::uint64_t hash, std::uint8_t tag) const {
+    __builtin_prefetch(&slots_[home_of(mark_of(hash, tag))]);
+  }
   void prefetch_node(std::uint64_t hash, std::uint8_t tag) const {
     const Slot slot = slots_[home_of(mark_of(hash, tag))];
     if (slot.node == 0) return;

@@ -16,10 +16,10 @@
 
 namespace cocoon::ledger {
 
-// By the rule of Sequence, of which this keeps only what is needed for the answer: a number at or below the highest seen
-// is a repeat unless it was missing. Numbers are a node's, and the files of one folder are one node's ledger. An entry
-// without a number is always new.
-// Memory: the gaps, at most kMostGaps of a node. The lowest is forgotten first, and what comes out of it is a repeat.
+// By the rule of Sequence, of which this keeps only what is needed for the answer: a number at or below the highest
+// seen is a repeat unless it was missing. Numbers are a node's, and the files of one folder are one node's ledger. An
+// entry without a number is always new. Memory: the gaps, at most kMostGaps of a node. The lowest is forgotten first,
+// and what comes out of it is a repeat.
 class Once {
  public:
   static constexpr std::size_t kMostGaps = 65'536;
@@ -44,7 +44,7 @@ class Once {
 
  private:
   struct Node {
-    std::uint64_t last = 0;                        // the highest seen
+    std::uint64_t last = 0;                       // the highest seen
     std::map<std::uint64_t, std::uint64_t> gaps;  // missing below it: from first to last
   };
 

@@ -54,7 +54,7 @@ class Row {
 enum : std::size_t { kStop = 7, kStopReason = 9, kLength = 11, kOpen = 12, kLengthFrom = 13 };
 enum : std::size_t { kStopSeq = 15, kEndedAt = 16, kAliveUntil = 17, kEvidence = 18 };
 constexpr std::array<std::size_t, 9> kLate = {kStop,    kStopReason, kLength,     kOpen,    kLengthFrom,
-                              kStopSeq, kEndedAt,    kAliveUntil, kEvidence};
+                                              kStopSeq, kEndedAt,    kAliveUntil, kEvidence};
 
 void add_start(const EntryView& e, std::vector<Column>& columns) {
   Row(columns)
