@@ -93,9 +93,10 @@ class EntryIterator {
   void fill(system::Cancel& cancel) {
     constexpr std::size_t kBatch = 256;
     cancel.check();
+    const ledger::Check check = check_of(cancel);
     try {
       Entry entry;
-      while (batch_.size() < kBatch && entries_->next(entry, check_of(cancel))) {
+      while (batch_.size() < kBatch && entries_->next(entry, check)) {
         batch_.push_back(std::move(entry));
       }
     } catch (const LedgerError&) {

@@ -227,7 +227,7 @@ TEST_F(PackedTest, IteratingGoesOnWhereTheLedgerIsRotatedMeanwhile) {
   for (std::size_t when = 0; when <= 11; ++when) {  // after so many entries
     put("ledger.1-4.jsonl", go + some(1, 4) + "no entry\n");
     put("ledger.jsonl", some(5, 8));
-    Iterator iterator({{dir_.path().string()}, false});
+    Iterator iterator(Selection{{dir_.path().string()}, false});
     std::vector<std::uint64_t> got;
     int bad = 0;
     for (std::size_t count = 0;; ++count) {
@@ -246,7 +246,7 @@ TEST_F(PackedTest, IteratingGoesOnWhereTheLedgerIsRotatedMeanwhile) {
       }
     }
     std::vector<std::uint64_t> expected = {0};
-    for (const std::uint64_t seq : count_to(when <= 10 ? 12 : 8)) expected.push_back(seq);
+    for (const std::uint64_t seq : count_to(when <= 10 ? 12U : 8U)) expected.push_back(seq);
     EXPECT_EQ(got, expected) << "rotated after " << when;
     EXPECT_EQ(bad, 1) << "rotated after " << when;
     for (const auto& file : files_here()) fs::remove(file);

@@ -33,7 +33,7 @@ bool Iterator::is_another(const std::filesystem::path& file) {
   if (&file == file_) return false;
   file_ = &file;
   const auto index = static_cast<std::size_t>(&file - files_->data());
-  return identities({file}).front() != identities_[index] && moved();
+  return identities(Files{file}).front() != identities_[index] && moved();
 }
 
 bool Iterator::moved() const { return readings_ < kMostReadings && identities(find_files(selection_)) != identities_; }
