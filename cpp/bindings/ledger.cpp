@@ -18,6 +18,7 @@
 #include "cocoon/ledger/checkpoint.h"
 #include "cocoon/ledger/export.h"
 #include "cocoon/ledger/follow.h"
+#include "cocoon/ledger/iterate.h"
 #include "cocoon/ledger/reader.h"
 #include "cocoon/ledger/selection.h"
 #include "cocoon/ledger/table.h"
@@ -70,9 +71,7 @@ class Busy {
 class EntryIterator {
  public:
   explicit EntryIterator(const PyLedger& source)
-      : files_(std::make_shared<const Files>(
-            blocking([&](system::Cancel&) { return ledger::find_files(source.selection); }))),
-        reader_(files_) {}
+      : entries_(blocking([&](system::Cancel&) { return std::make_unique<ledger::Iterator>(source.selection); })) {}
 
   Entry next() {
     const Busy busy(busy_);
@@ -94,18 +93,18 @@ class EntryIterator {
   void fill(system::Cancel& cancel) {
     constexpr std::size_t kBatch = 256;
     cancel.check();
+    const ledger::Check check = check_of(cancel);
     try {
-      ledger::PlacedEntry placed;
-      while (batch_.size() < kBatch && reader_.next(placed)) {
-        batch_.push_back(std::move(placed.entry));
+      Entry entry;
+      while (batch_.size() < kBatch && entries_->next(entry, check)) {
+        batch_.push_back(std::move(entry));
       }
     } catch (const LedgerError&) {
       failure_ = std::current_exception();  // raised where its line comes, behind the entries before it
     }
   }
 
-  std::shared_ptr<const Files> files_;
-  ledger::EntryReader reader_;
+  std::unique_ptr<ledger::Iterator> entries_;
   std::deque<Entry> batch_;
   std::exception_ptr failure_;
   bool busy_ = false;

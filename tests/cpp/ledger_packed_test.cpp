@@ -15,6 +15,7 @@
 #include "cocoon/error.h"
 #include "cocoon/ledger/arrow.h"
 #include "cocoon/ledger/checkpoint.h"
+#include "cocoon/ledger/iterate.h"
 #include "cocoon/ledger/table.h"
 #include "cocoon/metering/ledger_parts.h"
 
@@ -205,6 +206,50 @@ TEST_F(PackedTest, EveryLayoutGivesTheSameIntervals) {
         ASSERT_EQ(one.integer(row), two.integer(row)) << one.name();
       }
     }
+  }
+}
+
+// ------------------------------------------------------------------------------------------------- iterating
+
+TEST_F(PackedTest, IteratingGoesOnWhereTheLedgerIsRotatedMeanwhile) {
+  test::LedgerText lines = restarts(12);
+  const std::string text = lines.text();
+  std::vector<std::string> line;
+  for (std::size_t at = 0; at < text.size(); at = text.find('\n', at) + 1) {
+    line.push_back(text.substr(at, text.find('\n', at) + 1 - at));
+  }
+  const auto some = [&](std::size_t first, std::size_t last) {  // of these seqs
+    std::string out;
+    for (std::size_t i = first; i <= last; ++i) out += line[i - 1];
+    return out;
+  };
+  const std::string go = metering::to_json(test::vm_entry(Kind::kVmComputeStart, "go", 0)) + "\n";
+  for (std::size_t when = 0; when <= 11; ++when) {  // after so many entries
+    put("ledger.1-4.jsonl", go + some(1, 4) + "no entry\n");
+    put("ledger.jsonl", some(5, 8));
+    Iterator iterator(Selection{{dir_.path().string()}, false});
+    std::vector<std::uint64_t> got;
+    int bad = 0;
+    for (std::size_t count = 0;; ++count) {
+      if (count == when) {
+        fs::rename(dir_ / "ledger.jsonl", dir_ / "ledger.5-8.jsonl");
+        metering::pack_parts(dir_ / "ledger.jsonl");
+        put("ledger.jsonl", some(9, 12));
+      }
+      Entry entry;
+      try {
+        if (!iterator.next(entry)) break;
+        got.push_back(entry.seq.value_or(0));
+      } catch (const LedgerError& error) {
+        EXPECT_NE(std::string_view(error.what()).find("ledger.1-4.jsonl"), std::string_view::npos) << error.what();
+        ++bad;
+      }
+    }
+    std::vector<std::uint64_t> expected = {0};
+    for (const std::uint64_t seq : count_to(when <= 10 ? 12U : 8U)) expected.push_back(seq);
+    EXPECT_EQ(got, expected) << "rotated after " << when;
+    EXPECT_EQ(bad, 1) << "rotated after " << when;
+    for (const auto& file : files_here()) fs::remove(file);
   }
 }
 

@@ -132,3 +132,33 @@ def test_export_of_the_nodes_own_ledger_names_the_node(cli: Cli) -> None:
         name = node.id
     event = json.loads(cli.ok("ledger", "export", "--format", "cloudevents").out)
     assert event["id"] == f"{name}/1"
+
+
+def test_rotate_packs_the_nodes_ledger_into_a_part(cli: Cli) -> None:
+    missing = cli("ledger", "rotate")
+    assert (missing.code, missing.out) == (1, "")
+    assert "holds no node yet" in missing.err
+    with Node(cli.root) as node:
+        node.backend("qemu").create(VMConfig("a", storage=0, machine="q35"))
+    part = cli.root / "metering" / "ledger.1-1.jsonl.zst"
+    assert cli.ok("ledger", "rotate", "--json").json() == {"part": str(part)}
+    assert part.is_file()
+    assert cli.ok("ledger", "rotate", "--json").json() == {"part": None}
+    assert "no entries" in cli.ok("ledger", "rotate").err + cli.ok("ledger", "rotate").out
+    assert [row["seq"] for row in cli.ok("ledger", "show", "--json").json()] == [1], "the part is read too"
+
+
+def test_the_configuration_rotates_a_ledger_that_is_long_enough(cli: Cli) -> None:
+    with Node(cli.root) as node:
+        node.backend("qemu").create(VMConfig("a", storage=0, machine="q35"))
+        node.backend("qemu").create(VMConfig("b", storage=0, machine="q35"))
+    (cli.root / "config.toml").write_text('[ledger]\nrotate_bytes = "0.25K"\n')
+    cli.ok("vm", "rm", "a")
+    parts = list((cli.root / "metering").glob("ledger.1-*.jsonl.zst"))
+    assert len(parts) == 1
+    assert [row["seq"] for row in cli.ok("ledger", "show", "--json").json()] == [1, 2, 3]
+    for wrong in ('""', "true", "[]", '"many"'):
+        (cli.root / "config.toml").write_text(f"[ledger]\nrotate_bytes = {wrong}\n")
+        ran = cli("vm", "rm", "b")
+        assert ran.code == 2, wrong
+        assert "rotate_bytes" in ran.err

@@ -133,6 +133,7 @@ def test_the_configuration_file_is_read_and_the_environment_wins(tmp_path: Path)
         qemu = "/opt/qemu"
         [ledger]
         labels = ["tenant", "team"]
+        rotate_bytes = "256M"
         """
     )
     read = config.load_config(None, tmp_path, {})
@@ -143,6 +144,7 @@ def test_the_configuration_file_is_read_and_the_environment_wins(tmp_path: Path)
         socket_timeout=7.0,
         binaries={"qemu": Path("/opt/qemu")},
         ledger_labels=("tenant", "team"),
+        ledger_rotate_bytes="256M",
     )
     assert read.timeouts() == {"stop_timeout": 60.0, "socket_timeout": 7.0}
     over = config.load_config(None, tmp_path, {"COCOON_STOP_TIMEOUT": "5s", "COCOON_LOG_DIR": "/elsewhere"})
