@@ -7,7 +7,7 @@ import json
 import os
 import tarfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from cocoon import Node
 from harness import check_books, ledger_lines
@@ -20,10 +20,10 @@ def envelope(name: str = "", **more: Any) -> bytes:
     return json.dumps({"config": {"name": name, **more}, "version": 1}).encode()
 
 
-def archive(*entries: Entry, compression: str = "") -> bytes:
+def archive(*entries: Entry, compression: Literal["", "gz"] = "") -> bytes:
     """A tar of (name, bytes) and of ready-made headers, in pax."""
     out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode=f"w:{compression}", format=tarfile.PAX_FORMAT) as tar:
+    with tarfile.open(fileobj=out, mode="w:gz" if compression else "w:", format=tarfile.PAX_FORMAT) as tar:
         for entry in entries:
             if isinstance(entry, tarfile.TarInfo):
                 body = b"x" * entry.size if entry.isreg() else b""

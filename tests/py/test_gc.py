@@ -247,7 +247,7 @@ def test_what_is_in_use_is_not_evicted(node: Node, data: Path, tmp_root: Path) -
 def test_wrong_policies_are_named(node: Node) -> None:
     for wrong in ({"keep_last": -1}, {"max_age": -1}, {"max_bytes": "lots"}, {"keep_last": "2"}):
         with pytest.raises(InvalidArgument, match=next(iter(wrong))):
-            node.gc(**wrong)  # type: ignore[arg-type]
+            node.gc(**wrong)
 
 
 def test_what_cannot_be_removed_is_reported_and_the_rest_goes_on(node: Node, data: Path, tmp_root: Path) -> None:

@@ -123,7 +123,7 @@ def test_a_full_disk_leaves_no_trace(small_disk: Path, tmp_path: Path) -> None:
         made = other.snapshots.create(data, name="big")
         for compression in ("none", "zstd"):
             with pytest.raises(StoreError, match="No space left") as caught:
-                other.snapshots.export("big", small_disk / "a.tar", compression=compression)  # type: ignore[arg-type]
+                other.snapshots.export("big", small_disk / "a.tar", compression=compression)
             assert str(small_disk) in str(caught.value.path)
         with pytest.raises(StoreError, match="No space left"):
             other.snapshots.export_dir("big", small_disk / "dir")
@@ -133,11 +133,12 @@ def test_a_full_disk_leaves_no_trace(small_disk: Path, tmp_path: Path) -> None:
     check_store(tmp_path / "other", made.id)
 
     with Node(root) as node:
-        for attempt in (
+        attempts: list[Callable[[], object]] = [
             lambda: node.snapshots.import_(tmp_path / "a.tar.gz"),
             lambda: node.snapshots.import_(tmp_path / "dir"),
             lambda: node.snapshots.create(data, name="big"),
-        ):
+        ]
+        for attempt in attempts:
             with pytest.raises(StoreError, match="No space left"):
                 attempt()
     check_store(root)
