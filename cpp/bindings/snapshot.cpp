@@ -28,7 +28,7 @@ using snapshot::ExportOptions;
 using snapshot::ImportOptions;
 using snapshot::SnapshotRecord;
 
-using PathOrStream = Typed<"str | os.PathLike[str] | typing.BinaryIO">;
+using PathOrStream = Typed<"str | os.PathLike[str] | typing.IO[bytes]">;
 using MaybeProgress = Typed<"collections.abc.Callable[[int, int | None], object] | None">;
 using AnyNode = Typed<"cocoon._core.Node">;  // its class is bound later
 using AnyPaths = Typed<"collections.abc.Iterable[str | os.PathLike[str]]">;

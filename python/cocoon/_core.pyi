@@ -580,7 +580,7 @@ class LocalFile:
     """
     def __init__(self, node: Node) -> None:
         ...
-    def create(self, source: str | os.PathLike[str] | typing.BinaryIO, *, name: str = '', description: str = '', hypervisor: str = '', cpu: int = 0, memory: int | str = 0, storage: int | str = 0, allow_paths: collections.abc.Iterable[str | os.PathLike[str]] = (), progress: collections.abc.Callable[[int, int | None], typing.Any] | None = None) -> Snapshot:
+    def create(self, source: str | os.PathLike[str] | typing.IO[bytes], *, name: str = '', description: str = '', hypervisor: str = '', cpu: int = 0, memory: int | str = 0, storage: int | str = 0, allow_paths: collections.abc.Iterable[str | os.PathLike[str]] = (), progress: collections.abc.Callable[[int, int | None], typing.Any] | None = None) -> Snapshot:
         """
         A new snapshot from data files: a folder of them, or a tar archive (file or stream) of them.
         
@@ -597,7 +597,7 @@ class LocalFile:
         
         Raises NotFound (then nothing was removed), InvalidState (in use, or it holds a hibernated VM's memory), BulkError.
         """
-    def export(self, ref: str, dest: str | os.PathLike[str] | typing.BinaryIO, *, compression: str = 'none', progress: collections.abc.Callable[[int, int | None], typing.Any] | None = None, sparse_records: str = 'gnu') -> int:
+    def export(self, ref: str, dest: str | os.PathLike[str] | typing.IO[bytes], *, compression: str = 'none', progress: collections.abc.Callable[[int, int | None], typing.Any] | None = None, sparse_records: str = 'gnu') -> int:
         """
         Writes a tar archive, holes kept, into a file (whole or not at all) or a stream; returns the bytes written.
         
@@ -608,7 +608,7 @@ class LocalFile:
         """
         Copies its files (by reflink where that can be) into a folder that is empty or absent; snapshot.json comes last.
         """
-    def import_(self, source: str | os.PathLike[str] | typing.BinaryIO, *, name: str | None = None, description: str | None = None, progress: collections.abc.Callable[[int, int | None], typing.Any] | None = None, allow_paths: collections.abc.Iterable[str | os.PathLike[str]] = (), max_members: int | None = None, max_bytes: int | str | None = None, max_ratio: int | None = None) -> Snapshot:
+    def import_(self, source: str | os.PathLike[str] | typing.IO[bytes], *, name: str | None = None, description: str | None = None, progress: collections.abc.Callable[[int, int | None], typing.Any] | None = None, allow_paths: collections.abc.Iterable[str | os.PathLike[str]] = (), max_members: int | None = None, max_bytes: int | str | None = None, max_ratio: int | None = None) -> Snapshot:
         """
         A snapshot from what export or the Go engine wrote: an archive (file or stream; none, gzip or zstd), or a folder.
         

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import gzip
 import io
 import json
 import os
 import tarfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from cocoon import Node
 from harness import check_books, ledger_lines
@@ -21,10 +20,10 @@ def envelope(name: str = "", **more: Any) -> bytes:
     return json.dumps({"config": {"name": name, **more}, "version": 1}).encode()
 
 
-def archive(*entries: Entry, packed: bool = False) -> bytes:
-    """A tar of (name, bytes) and of ready-made headers, in pax; `packed`: gzipped."""
+def archive(*entries: Entry, compression: Literal["", "gz"] = "") -> bytes:
+    """A tar of (name, bytes) and of ready-made headers, in pax."""
     out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w:", format=tarfile.PAX_FORMAT) as tar:
+    with tarfile.open(fileobj=out, mode="w:gz" if compression else "w:", format=tarfile.PAX_FORMAT) as tar:
         for entry in entries:
             if isinstance(entry, tarfile.TarInfo):
                 body = b"x" * entry.size if entry.isreg() else b""
@@ -33,7 +32,7 @@ def archive(*entries: Entry, packed: bool = False) -> bytes:
                 info = tarfile.TarInfo(entry[0])
                 info.size = len(entry[1])
                 tar.addfile(info, io.BytesIO(entry[1]))
-    return gzip.compress(out.getvalue(), mtime=0) if packed else out.getvalue()
+    return out.getvalue()
 
 
 def member(name: str, kind: bytes = tarfile.REGTYPE, *, link: str = "", size: int = 0, **pax: str) -> tarfile.TarInfo:
