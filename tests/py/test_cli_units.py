@@ -174,7 +174,11 @@ def test_a_wrong_configuration_names_every_mistake(tmp_path: Path) -> None:
         assert mistake in said
 
 
-@pytest.mark.parametrize("text", ["a = ", "\xff", "ledger = 1", "binaries = []", "stop_timeout = -1", "run_dir = ''"])
+@pytest.mark.parametrize(
+    "text",
+    ["a = ", "\xff", "ledger = 1", "binaries = []", "stop_timeout = -1", "run_dir = ''", "ledger.rotate_bytes = true",
+     "ledger.rotate_bytes = ''", "ledger.rotate_bytes = []"],
+)  # fmt: skip
 def test_a_file_that_cannot_be_understood_is_a_usage_error(tmp_path: Path, text: str) -> None:
     path = tmp_path / "c.toml"
     path.write_bytes(text.encode("latin-1"))
