@@ -28,12 +28,12 @@ void Iterator::begin() {
   });
 }
 
-// Its name was given to another file before it was opened: what was in it comes first.
+// Its name may have been given to another file before it was opened: what was in it comes first. The names tell, for a
+// rotation makes one; the file itself does not, since it may have got the number of one that was removed.
 bool Iterator::is_another(const std::filesystem::path& file) {
   if (&file == file_) return false;
   file_ = &file;
-  const auto index = static_cast<std::size_t>(&file - files_->data());
-  return identities(Files{file}).front() != identities_[index] && moved();
+  return moved();
 }
 
 bool Iterator::moved() const { return readings_ < kMostReadings && identities(find_files(selection_)) != identities_; }
