@@ -201,7 +201,7 @@ def test_what_the_state_refuses_exits_with_4(cli: Cli) -> None:
         ["vm", "stop", "a", "--timeout", "soon"],
         ["vm", "logs", "a", "--tail", "-1"],
         ["vm", "list", "--no-such-option"],
-        ["vm", "snapshot", "a"],
+        ["vm", "photograph", "a"],
         ["frobnicate"],
         ["--root", "", "vm", "list"],
         ["--config", "/no/such/file", "vm", "list"],
