@@ -196,8 +196,8 @@ SnapshotRecord create(const PyLocalFile& l, const PathOrStream& source, const Te
       [&](system::Cancel& cancel) { return snapshot::create_from_path(l.store(), path, spec, options, cancel); });
 }
 
-std::int64_t export_(const PyLocalFile& l, const Text& given_ref, const PathOrStream& dest, const Text& compression,
-                     const MaybeProgress& progress, const Text& sparse_records) {
+std::int64_t export_snapshot(const PyLocalFile& l, const Text& given_ref, const PathOrStream& dest,
+                             const Text& compression, const MaybeProgress& progress, const Text& sparse_records) {
   const auto ref = to_text("ref", given_ref);
   const ExportOptions options{.compression = to_compression(compression),
                               .sparse_records = to_sparse_records(sparse_records),
@@ -213,9 +213,9 @@ std::int64_t export_(const PyLocalFile& l, const Text& given_ref, const PathOrSt
   return blocking([&](system::Cancel& cancel) { return snapshot::export_file(l.store(), ref, path, options, cancel); });
 }
 
-SnapshotRecord import_(const PyLocalFile& l, const PathOrStream& source, const MaybeText& name,
-                       const MaybeText& description, const MaybeProgress& progress, const AnyPaths& allow_paths,
-                       const MaybeInt& max_members, const MaybeSize& max_bytes, const MaybeInt& max_ratio) {
+SnapshotRecord import_snapshot(const PyLocalFile& l, const PathOrStream& source, const MaybeText& name,
+                               const MaybeText& description, const MaybeProgress& progress, const AnyPaths& allow_paths,
+                               const MaybeInt& max_members, const MaybeSize& max_bytes, const MaybeInt& max_ratio) {
   ImportOptions options;
   if (!name.is_none()) options.name = to_text("name", name);
   if (!description.is_none()) options.description = to_text("description", description);
@@ -233,7 +233,7 @@ SnapshotRecord import_(const PyLocalFile& l, const PathOrStream& source, const M
   return blocking([&](system::Cancel& cancel) { return snapshot::import_path(l.store(), path, options, cancel); });
 }
 
-std::vector<std::string> delete_(const PyLocalFile& l, const Refs& args) {
+std::vector<std::string> delete_snapshots(const PyLocalFile& l, const Refs& args) {
   std::vector<std::string> refs;
   for (const auto& ref : args) refs.push_back(to_text("ref", ref));
   if (refs.empty()) throw InvalidArgument("refs: none, allowed: one or more ids, names or unique id prefixes");
@@ -292,7 +292,7 @@ Raises AlreadyExists, InvalidArgument, CorruptSnapshot, StoreError.)")
             return blocking([&, id = to_text("ref", ref)](system::Cancel&) { return l.store().inspect(id); });
           },
           "ref"_a, "Raises NotFound, AmbiguousRef; InvalidState while it is being made.")
-      .def("delete", &delete_,
+      .def("delete", &delete_snapshots,
            "Removes data and records, and closes their storage intervals; returns ids, each once.\n\n"
            "Raises NotFound (then nothing was removed), InvalidState (in use, or it holds a hibernated VM's memory), "
            "BulkError.")
@@ -304,8 +304,8 @@ Raises AlreadyExists, InvalidArgument, CorruptSnapshot, StoreError.)")
           },
           "ref"_a, "The folder of its files; they must not be changed.")
       .def(
-          "export", &export_, "ref"_a, "dest"_a, py::kw_only(), "compression"_a = "none", "progress"_a = py::none(),
-          "sparse_records"_a = "gnu",
+          "export", &export_snapshot, "ref"_a, "dest"_a, py::kw_only(), "compression"_a = "none",
+          "progress"_a = py::none(), "sparse_records"_a = "gnu",
           R"(Writes a tar archive, holes kept, into a file (whole or not at all) or a stream; returns the bytes written.
 
 ``progress`` is called with the bytes of data done and in all. ``sparse_records``: "gnu" is what any tar restores,
@@ -321,7 +321,7 @@ Raises AlreadyExists, InvalidArgument, CorruptSnapshot, StoreError.)")
           "Copies its files (by reflink where that can be) into a folder that is empty or absent; snapshot.json comes "
           "last.")
       .def(
-          "import_", &import_, "source"_a, py::kw_only(), "name"_a = py::none(), "description"_a = py::none(),
+          "import_", &import_snapshot, "source"_a, py::kw_only(), "name"_a = py::none(), "description"_a = py::none(),
           "progress"_a = py::none(), "allow_paths"_a = py::tuple(), "max_members"_a = py::none(),
           "max_bytes"_a = py::none(), "max_ratio"_a = py::none(),
           R"(A snapshot from what export or the Go engine wrote: an archive (file or stream; none, gzip or zstd), or a folder.

@@ -175,7 +175,7 @@ Typed<"typing.Any"> to_arrow(const std::shared_ptr<Table>& table, const Typed<"t
     stream->release(stream.get());
     throw py::error_already_set();
   }
-  static_cast<void>(stream.release());
+  stream.release();  // NOLINT(bugprone-unused-return-value): the capsule has it
   return py::reinterpret_steal<py::object>(capsule);
 }
 

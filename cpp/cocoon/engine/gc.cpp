@@ -87,8 +87,10 @@ class Collector {
       if (options_.dry_run || work()) report_.removed.push_back(std::move(item));
     } catch (const Cancelled&) {
       throw;
-    } catch (const NotFound&) {      // somebody else has removed it
-    } catch (const InvalidState&) {  // it is in use
+    } catch (const NotFound&) {
+      return;  // somebody else has removed it
+    } catch (const InvalidState&) {
+      return;  // it is in use
     } catch (const Error& error) {
       item.error = error.what();
       report_.failed.push_back(std::move(item));
@@ -202,6 +204,7 @@ class Collector {
           victims[newest_first[i].id].push_back(fmt::format("beyond the newest {}", *options_.keep_last));
 
     std::vector<std::pair<std::int64_t, const SnapshotRecord*>> by_use;
+    by_use.reserve(newest_first.size());
     for (const auto& record : newest_first) by_use.emplace_back(node_.snapshots().last_used_ns(record), &record);
     std::stable_sort(by_use.begin(), by_use.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
     if (options_.max_age) {
@@ -229,18 +232,19 @@ class Collector {
     std::erase_if(records, [&](const auto& record) { return record.kept || reported(record.id); });
     const auto victims = pick_victims(records);
     // The oldest first: whoever interrupts us has lost the least.
-    for (auto record = records.rbegin(); record != records.rend(); ++record) {
-      const auto victim = victims.find(record->id);
-      if (victim == victims.end() || snapshots.is_in_use(record->id)) continue;
-      const auto path = snapshots.folder() / record->id;
+    std::reverse(records.begin(), records.end());
+    for (const auto& record : records) {
+      const auto victim = victims.find(record.id);
+      if (victim == victims.end() || snapshots.is_in_use(record.id)) continue;
+      const auto path = snapshots.folder() / record.id;
       collect({.module = "snapshots",
                .what = "snapshot",
-               .id = record->id,
+               .id = record.id,
                .path = path.string(),
                .reason = fmt::format("{}", fmt::join(victim->second, "; ")),
                .bytes = disk_bytes(path)},
               [&] {
-                snapshots.remove(record->id, cancel_);
+                snapshots.remove(record.id, cancel_);
                 return true;
               });
     }

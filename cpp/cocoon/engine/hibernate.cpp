@@ -25,13 +25,13 @@ using lifecycle::VmRecord;
 using lifecycle::VmState;
 
 NotFound removed(std::string_view verb, const VmRecord& vm) {
-  return NotFound(fmt::format("{} {}: it was removed meanwhile", verb, vm.config.name), vm.id);
+  return {fmt::format("{} {}: it was removed meanwhile", verb, vm.config.name), vm.id};
 }
 
 InvalidState changed(std::string_view verb, const VmRecord& vm, std::string_view consequence) {
-  return InvalidState(fmt::format("{} {}: it was changed meanwhile and is {} now, so {}", verb, vm.config.name,
-                                  to_string(vm.state), consequence),
-                      std::string(to_string(vm.state)));
+  return {fmt::format("{} {}: it was changed meanwhile and is {} now, so {}", verb, vm.config.name, to_string(vm.state),
+                      consequence),
+          std::string(to_string(vm.state))};
 }
 
 system::Path waking_mark(const VmRecord& vm) { return system::Path(vm.run_dir) / kWakingFile; }
@@ -167,7 +167,7 @@ void Backend::drop_kept(const std::string& snapshot_id) const noexcept {
     system::Cancel never;
     node_->snapshots().remove(snapshot_id, never);
   } catch (const NotFound&) {
-    // Somebody was faster.
+    return;  // somebody was faster
   } catch (const std::exception& error) {
     spdlog::warn("{}; reconcile removes it", error.what());
   }

@@ -62,10 +62,10 @@ void Backend::wait_for_api(const VmRecord& vm, std::string_view verb, const syst
     try {
       (void)driver_->guest_state(vm, std::max(left, 1ms), cancel);
       return;
-    } catch (const VmmTimeout&) {
-      // It is late, or its time is up: both are seen below.
     } catch (const VmmError& error) {
-      if (error.status != 0 || !error.body.empty()) throw;  // it has answered
+      // That it is late, or its time is up, is seen below.
+      const bool late = dynamic_cast<const VmmTimeout*>(&error) != nullptr;
+      if (!late && (error.status != 0 || !error.body.empty())) throw;  // it has answered
     }
     // The wait for its death is the pause between two looks: short against what it has taken so far.
     const auto pause = std::clamp<std::chrono::nanoseconds>((std::chrono::steady_clock::now() - begin) / 8, 100us, 1ms);

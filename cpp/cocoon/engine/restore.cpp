@@ -22,7 +22,7 @@ using lifecycle::VmRecord;
 using lifecycle::VmState;
 
 NotFound removed(const VmRecord& vm) {
-  return NotFound(fmt::format("restore {}: it was removed meanwhile", vm.config.name), vm.id);
+  return {fmt::format("restore {}: it was removed meanwhile", vm.config.name), vm.id};
 }
 
 void refuse_unrestorable(const VmRecord& vm) {

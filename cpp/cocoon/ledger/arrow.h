@@ -10,9 +10,11 @@
 #ifndef ARROW_C_DATA_INTERFACE
 #define ARROW_C_DATA_INTERFACE
 
+// NOLINTBEGIN(modernize-macro-to-enum,cppcoreguidelines-macro-to-enum): as the specification has them.
 #define ARROW_FLAG_DICTIONARY_ORDERED 1
 #define ARROW_FLAG_NULLABLE 2
 #define ARROW_FLAG_MAP_KEYS_SORTED 4
+// NOLINTEND(modernize-macro-to-enum,cppcoreguidelines-macro-to-enum)
 
 extern "C" {
 

@@ -1,6 +1,7 @@
 #pragma once
 // Values as bytes, for files that only this program, on this machine, reads again.
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -39,7 +40,8 @@ template <typename Value>
   requires std::is_trivially_copyable_v<Value>
 Value take(std::string_view& in) {
   Value value{};
-  std::memcpy(&value, take_bytes(in, sizeof value).data(), sizeof value);
+  const std::string_view bytes = take_bytes(in, sizeof value);
+  std::copy(bytes.begin(), bytes.end(), reinterpret_cast<char*>(&value));
   return value;
 }
 inline std::string_view take_text(std::string_view& in) { return take_bytes(in, take<std::uint64_t>(in)); }

@@ -44,22 +44,22 @@ class IdTable {
  public:
   struct Node {
     [[nodiscard]] std::string_view id() const {
-      return size <= kInline ? std::string_view(text.data(), size) : std::string_view(long_text);
+      return size_ <= kInline ? std::string_view(text_.data(), size_) : std::string_view(long_text_);
     }
 
-    [[nodiscard]] std::uint8_t key_tag() const { return tag; }
+    [[nodiscard]] std::uint8_t key_tag() const { return tag_; }
 
     Value value{};
 
    private:
     friend class IdTable;
     static constexpr std::size_t kInline = 31;
-    std::uint64_t hash = 0;
-    std::string long_text;  // an id that does not fit in `text`
-    std::array<char, kInline> text{};
-    std::uint8_t tag = 0;
-    std::size_t size = 0;
-    bool used = false;
+    std::uint64_t hash_ = 0;
+    std::string long_text_;  // an id that does not fit in `text_`
+    std::array<char, kInline> text_{};
+    std::uint8_t tag_ = 0;
+    std::size_t size_ = 0;
+    bool used_ = false;
   };
 
   // `tag` is part of the key: the same id may be there once with each.
@@ -70,7 +70,7 @@ class IdTable {
       if (slot.node == 0) return nullptr;
       if (slot.mark != mark) continue;
       Node& node = nodes_[slot.node - 1];
-      if (node.tag == tag && same_text(node.id(), id)) return &node;
+      if (node.tag_ == tag && same_text(node.id(), id)) return &node;
     }
   }
 
@@ -97,22 +97,22 @@ class IdTable {
       free_.pop_back();
     }
     Node& node = nodes_[index];
-    node.hash = hash;
-    node.tag = tag;
-    node.size = id.size();
+    node.hash_ = hash;
+    node.tag_ = tag;
+    node.size_ = id.size();
     if (id.size() <= Node::kInline) {
-      std::memcpy(node.text.data(), id.data(), id.size());
+      std::memcpy(node.text_.data(), id.data(), id.size());
     } else {
-      node.long_text = id;
+      node.long_text_ = id;
     }
-    node.used = true;
+    node.used_ = true;
     place({mark_of(hash, tag), index + 1});
     ++size_;
     return node;
   }
 
   void erase(Node& node) {
-    std::size_t hole = home_of(mark_of(node.hash, node.tag));
+    std::size_t hole = home_of(mark_of(node.hash_, node.tag_));
     while (slots_[hole].node == 0 || &nodes_[slots_[hole].node - 1] != &node) hole = next(hole);
     free_.push_back(slots_[hole].node - 1);
     // Those behind it move up, as far as they may: then nobody has to look past holes.
@@ -124,7 +124,7 @@ class IdTable {
       }
     }
     slots_[hole] = {};
-    node.used = false;
+    node.used_ = false;
     --size_;
   }
 
@@ -133,14 +133,14 @@ class IdTable {
   template <typename Visit>
   void for_each(Visit&& visit) {
     for (Node& node : nodes_) {
-      if (node.used) visit(node);
+      if (node.used_) visit(node);
     }
   }
 
   template <typename Visit>
   void for_each(Visit&& visit) const {
     for (const Node& node : nodes_) {
-      if (node.used) visit(node);
+      if (node.used_) visit(node);
     }
   }
 

@@ -45,7 +45,9 @@ bool Iterator::is_new(const PlacedEntry& placed) {
   const std::string folder = placed.at.file->parent_path().string();
   std::uint64_t& passed = passed_[folder];
   std::uint64_t& handed_out = unnumbered_[folder];
-  return ++passed > handed_out && ++handed_out == passed;
+  if (++passed <= handed_out) return false;
+  handed_out = passed;
+  return true;
 }
 
 bool Iterator::next(metering::Entry& entry, const Check& check) {

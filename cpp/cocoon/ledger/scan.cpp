@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "cocoon/ledger/id_table.h"
+#include "cocoon/ledger/log.h"
 
 namespace cocoon::ledger {
 
@@ -85,7 +86,8 @@ class Pass {
         for (std::size_t i = 0; i < helpers; ++i) {
           threads.emplace_back([this] { work(false, 0); });
         }
-      } catch (const std::system_error&) {  // no more threads: those that are there do it
+      } catch (const std::system_error&) {
+        if (threads.empty()) logger()->debug("reading a ledger: there are no more threads; this one does it alone");
       }
       work(true, 0);
     }

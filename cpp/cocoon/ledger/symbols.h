@@ -20,8 +20,8 @@ class Symbols {
   Symbols() { id_of(""); }
   Symbols(const Symbols&) = delete;
   Symbols& operator=(const Symbols&) = delete;
-  Symbols(Symbols&&) = default;
-  Symbols& operator=(Symbols&&) = default;
+  Symbols(Symbols&&) noexcept = default;
+  Symbols& operator=(Symbols&&) noexcept = default;
 
   Id id_of(std::string_view text) {
     // A few of them are said again and again: those are found without a hash of the whole text.

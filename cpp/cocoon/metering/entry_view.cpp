@@ -7,6 +7,7 @@
 #include <array>
 #include <bit>
 #include <cstring>
+#include <utility>
 
 #ifdef __SSE2__
 #include <emmintrin.h>
@@ -185,7 +186,7 @@ inline bool Parser::time(std::int64_t& out) {
   const unsigned second = two(17);
   // Days 29 to 31 depend on the month, and 1677 and 2262 are not whole.
   if (year < 1678 || year > 2261 || month < 1 || month > 12 || day < 1 || hour > 23 || minute > 59 || second > 59 ||
-      (day > 28 && day > static_cast<unsigned>(days_in_month(year, month)))) {
+      (day > 28 && std::cmp_greater(day, days_in_month(year, month)))) {
     return false;
   }
   std::int64_t fraction = 0;
@@ -314,22 +315,22 @@ bool Parser::maybe_time(std::optional<std::int64_t>& out) {
 
 const char* Parser::run(EntryView& out) {
   // Whatever stands behind the end is no '\n', so a line that runs out is refused at the latest there.
-  if (!take("{\"kind\":\"") || !kind(out)) return nullptr;
-  if (is_vm(out.kind) ? !take(",\"vm_id\":\"") : !take(",\"snapshot_id\":\"")) return nullptr;
+  if (!take(R"({"kind":")") || !kind(out)) return nullptr;
+  if (is_vm(out.kind) ? !take(R"(,"vm_id":")") : !take(R"(,"snapshot_id":")")) return nullptr;
   if (!text(out.id) || out.id.empty()) return nullptr;
-  if (take(",\"source_snapshot_id\":\"") && !text(out.source_snapshot_id)) return nullptr;
-  if (take(",\"reason\":\"") && !reason(out)) return nullptr;
-  if (take(",\"hypervisor\":\"") && !text(out.hypervisor)) return nullptr;
-  if (!shape(out.shape) || !take(",\"emitted_at\":\"") || !time(out.emitted_at_ns)) return nullptr;
-  if (take(",\"seq\":") && !maybe_number(out.seq, 1)) return nullptr;
-  if (take(",\"interval\":") && !maybe_number(out.interval, 1)) return nullptr;
-  if (take(",\"labels\":") && !labels(out.labels)) return nullptr;
-  if (take(",\"ended_at\":\"") && !maybe_time(out.ended_at_ns)) return nullptr;
-  if (take(",\"ended_uptime_ns\":") && !maybe_number(out.ended_uptime_ns, 0)) return nullptr;
-  if (take(",\"evidence\":\"") && !text(out.evidence)) return nullptr;
-  if (take(",\"alive_until\":\"") && !maybe_time(out.alive_until_ns)) return nullptr;
-  if (take(",\"boot_id\":\"") && !text(out.boot_id)) return nullptr;
-  if (take(",\"uptime_ns\":") && !maybe_number(out.uptime_ns, 0)) return nullptr;
+  if (take(R"(,"source_snapshot_id":")") && !text(out.source_snapshot_id)) return nullptr;
+  if (take(R"(,"reason":")") && !reason(out)) return nullptr;
+  if (take(R"(,"hypervisor":")") && !text(out.hypervisor)) return nullptr;
+  if (!shape(out.shape) || !take(R"(,"emitted_at":")") || !time(out.emitted_at_ns)) return nullptr;
+  if (take(R"(,"seq":)") && !maybe_number(out.seq, 1)) return nullptr;
+  if (take(R"(,"interval":)") && !maybe_number(out.interval, 1)) return nullptr;
+  if (take(R"(,"labels":)") && !labels(out.labels)) return nullptr;
+  if (take(R"(,"ended_at":")") && !maybe_time(out.ended_at_ns)) return nullptr;
+  if (take(R"(,"ended_uptime_ns":)") && !maybe_number(out.ended_uptime_ns, 0)) return nullptr;
+  if (take(R"(,"evidence":")") && !text(out.evidence)) return nullptr;
+  if (take(R"(,"alive_until":")") && !maybe_time(out.alive_until_ns)) return nullptr;
+  if (take(R"(,"boot_id":")") && !text(out.boot_id)) return nullptr;
+  if (take(R"(,"uptime_ns":)") && !maybe_number(out.uptime_ns, 0)) return nullptr;
   if (!take("}\n") || at_ > end_) return nullptr;
   return at_;
 }

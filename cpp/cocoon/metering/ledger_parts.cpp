@@ -121,7 +121,7 @@ bool pack(const Part& part) {
     if (::fsync(to.value) != 0) fail_on("sync", unfinished, errno);
     // Whoever appends without the ledger's lock may not have noticed yet that it has moved on: let it wait.
     if (::fstat(from.value, &status) != 0) fail_on("stat", part.path, errno);
-    if (read != static_cast<std::uint64_t>(status.st_size)) return false;
+    if (std::cmp_not_equal(read, status.st_size)) return false;
   }
   if (::rename(unfinished.c_str(), packed.c_str()) != 0) fail_on("rename", unfinished, errno);
   sync_folder_of(packed);

@@ -204,6 +204,7 @@ void check_paths(const Metadata& metadata, const system::Path& folder, const Tru
         folder.string(), kMetadataFile);
   };
   std::vector<std::string> shown;
+  shown.reserve(trust.allowed.size());
   for (const auto& root : trust.allowed) shown.push_back(root.string());
   const auto check = [&](std::string_view what, const std::string& path) {
     if (path.empty()) return;

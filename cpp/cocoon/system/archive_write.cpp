@@ -194,7 +194,7 @@ class ArchiveWriter::Impl {
       map += fmt::format(R"({}{{"o":{},"l":{}}})", map.size() > 1 ? "," : "", offset, length);
       packed += length;
     }
-    map += "]";
+    map += ']';
     if (packed == status.st_size || map.size() > kLongestMap) return false;
     auto records =
         pax_record("COCOON.sparse.map", map) + pax_record("COCOON.sparse.size", fmt::format("{}", status.st_size));

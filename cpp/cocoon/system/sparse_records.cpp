@@ -30,11 +30,11 @@ class Text {
   }
   std::int64_t number(const char* what) {
     std::int64_t value = 0;
-    const auto* end = text_.data() + text_.size();
-    const auto result = std::from_chars(text_.data(), end, value);
+    const char* const begin = text_.data();
+    const auto result = std::from_chars(begin, begin + text_.size(), value);
     if (result.ec != std::errc() || value < 0 || text_.front() == '-')
       throw SparseProblem(fmt::format("{}: it holds no number, or one that is out of range", what));
-    text_.remove_prefix(static_cast<std::size_t>(result.ptr - text_.data()));
+    text_.remove_prefix(static_cast<std::size_t>(result.ptr - begin));
     return value;
   }
 

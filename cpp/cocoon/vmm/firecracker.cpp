@@ -41,7 +41,6 @@ constexpr std::size_t kMaxDisks = 15;
 constexpr std::size_t kOtherDevices = 2;            // vsock, entropy
 constexpr std::size_t kCmdlineBytesPerDevice = 40;  // " virtio_mmio.device=4K@0xc0001000:5", which it appends
 constexpr std::size_t kAddedCmdlineBytes = 60;      // " pci=off", which it appends, and what command_line() adds
-constexpr std::size_t kMaxBody = 51200;             // its --http-api-max-payload-size
 constexpr std::size_t kMaxIdBytes = 64;
 constexpr std::uint32_t kGuestCid = 3;  // a host sees guests by their sockets: they may all have the same
 constexpr std::array<std::string_view, 1> kFormats{"raw"};
