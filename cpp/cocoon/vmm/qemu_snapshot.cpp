@@ -98,7 +98,7 @@ void cancel_migration(const Path& socket) noexcept {
     qmp.execute("migrate_cancel");
     while (goes_on(text_of(qmp.execute("query-migrate"), "status"))) system::pause_for(kPoll, never);
   } catch (const Error&) {
-    // A QEMU that does not even answer to this is ended by whoever resumes its guest and fails.
+    return;  // a QEMU that does not even answer to this is ended by whoever resumes its guest and fails
   }
 }
 

@@ -78,7 +78,10 @@ bool is_version_at_least(const std::string& version, int major, int minor) {
   const char* at = version.data();
   const char* end = at + version.size();
   for (std::size_t i = 0; i < said.size(); ++i) {
-    if (i > 0 && (at == end || *at++ != '.')) return false;
+    if (i > 0) {
+      if (at == end || *at != '.') return false;
+      ++at;
+    }
     const auto parsed = std::from_chars(at, end, said[i]);
     if (parsed.ec != std::errc()) return false;
     at = parsed.ptr;
