@@ -136,7 +136,8 @@ TEST_F(PackedTest, DamagedAndCutPackedFilesAreNamed) {
     if (cut) {
       bad.resize(8 + random() % (bad.size() - 9));
     } else {
-      bad[8 + random() % (bad.size() - 8)] ^= static_cast<char>(1U << (random() % 8));
+      char& byte = bad[8 + random() % (bad.size() - 8)];
+      byte = static_cast<char>(static_cast<unsigned char>(byte) ^ (1U << (random() % 8)));
     }
     const fs::path path = zstd ? packed : put("x.jsonl.gz", bad);
     test::write_file(path, bad);
@@ -175,10 +176,10 @@ TEST_F(PackedTest, EveryLayoutGivesTheSameIntervals) {
     begin = end + 1;
     switch (random() % 4) {
       case 0:
-        line.insert(1, "\"unknown\": [1, {\"a\": null}], ");
+        line.insert(1, R"("unknown": [1, {"a": null}], )");
         break;
       case 1:
-        line = "  " + line + "\t\r";
+        line.insert(0, "  ").append("\t\r");
         break;
       case 2:
         if (const std::size_t at = line.find("vm-"); at != std::string::npos) line.replace(at, 1, "\\u0076");

@@ -145,10 +145,10 @@ TEST(OwnLayoutTest, WhatItTakesFromJsonReadsAlike) {
                                                    "\"seq\":1,",
                                                    "\"cpu\":0",
                                                    "\"labels\":{},",
-                                                   "\"labels\":{\"b\":\"1\",\"a\":\"2\"}",
+                                                   R"("labels":{"b":"1","a":"2"})",
                                                    "{}",
                                                    "\n",
-                                                   "\0"};
+                                                   std::string(1, '\0')};
   std::uint64_t taken = 0;
   for (int round = 0; round < 60'000; ++round) {
     std::string line = to_json(some_entry(random, random() % 3 == 0));

@@ -44,11 +44,11 @@ TEST(Metadata, RefusesWhatItCannotTrust) {
   };
   refused("", "not JSON");
   refused("[]", "expected an object");
-  refused("{\"cpu\":1,\"cpu\":2}", "\"cpu\" is there twice");
+  refused(R"({"cpu":1,"cpu":2})", "\"cpu\" is there twice");
   refused("{\"cpu\":-1}", "cpu: \"-1\"");
   refused("{\"cpu\":1.5}", "cpu: \"1.5\"");
   refused("{\"memory\":99999999999999999999}", "memory");
-  refused("{\"cpu\":\"2\"}", "cpu");
+  refused(R"({"cpu":"2"})", "cpu");
   refused("{\"storage_configs\":{}}", "expected an array");
   refused("{\"storage_configs\":[1]}", "storage_configs[0]: expected an object");
   refused(R"({"storage_configs":[{"path":"a","role":"root"}]})", "storage_configs[0].role: \"root\", allowed: layer");
@@ -58,7 +58,7 @@ TEST(Metadata, RefusesWhatItCannotTrust) {
   refused(R"({"storage_configs":[{"path":"a\u0000b","role":"cow"}]})", "without NUL");
   refused(R"({"boot_config":{"kernel_path":7}})", "boot_config.kernel_path: expected text");
   refused(std::string(100'000, '['), "nested deeper");
-  refused("{\"x\":\"" + std::string(1 << 20, 'x') + "\"}", "allowed: at most 1048576");
+  refused(R"({"x":")" + std::string(1 << 20, 'x') + "\"}", "allowed: at most 1048576");
 }
 
 TEST(Metadata, RefusesPathsOutsideOfTheTrustedFolders) {

@@ -92,7 +92,7 @@ TEST_P(RestDriverTest, RefusesWhatItCannotDoByNameValueAndWhatIsAllowed) {
     change(config);
     return refusal(config);
   };
-  const std::string name = GetParam();
+  const std::string& name = GetParam();
   const std::string most = is_firecracker() ? "32" : "254";
   EXPECT_EQ(with([](VmConfig& c) { c.cpu = 0; }), "cpu: 0, allowed for " + name + ": 1 to " + most);
   EXPECT_EQ(with([](VmConfig& c) { c.cpu = 255; }), "cpu: 255, allowed for " + name + ": 1 to " + most);

@@ -139,7 +139,7 @@ class RealVmm {
 
   explicit RealVmm(std::string_view hypervisor) : driver_(make_driver(hypervisor)) {
     // A name longer than a socket's may be, and with what JSON escapes.
-    const system::Path root = dir_.path() / ("a \"b\"\\" + std::string(100, 'x'));
+    const system::Path root = dir_.path() / (R"(a "b"\)" + std::string(100, 'x'));
     vm_.id = "abcdefghijklmnopqrstuvwxyz";
     vm_.run_dir = (root / "run" / vm_.id).string();
     vm_.log_dir = (root / "log").string();
@@ -246,7 +246,7 @@ class RealVmm {
   static constexpr std::chrono::milliseconds kTimeout{60'000};
 
  private:
-  void clear() {
+  void clear() const {
     for (const std::string& name : driver_->runtime_files()) std::filesystem::remove(run_file(name));
     std::filesystem::remove(run_file("exit"));
   }
