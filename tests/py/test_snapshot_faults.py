@@ -274,6 +274,7 @@ def test_engine_killed_at_every_system_call(tmp_root: Path, tmp_path: Path, roun
 def test_a_forked_child_takes_nothing_along(tmp_root: Path, tmp_path: Path) -> None:
     """multiprocessing with fork, in the middle of an export: the child ends, and the parent's lock stays."""
     data = data_folder(tmp_path / "data")
+    (data / "more").write_bytes(os.urandom(4 << 20))  # the archive does not fit into what is packed ahead
     code = """
 node = Node(sys.argv[1])
 node.snapshots.create(sys.argv[2], name="base")
