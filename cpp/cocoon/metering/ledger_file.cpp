@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "cocoon/error.h"
+#include "cocoon/metering/owned_fd.h"
 
 namespace cocoon::metering {
 namespace {
@@ -25,23 +26,9 @@ constexpr std::size_t kLongestChunk = std::size_t{1} << 20;  // when the tail is
 // Nothing we append in one write is longer: an unterminated text beyond it is somebody else's, and is only ended.
 constexpr std::uint64_t kLongestTorn = std::uint64_t{16} << 20;
 
-struct Owned {
-  explicit Owned(int fd) : value(fd) {}
-  ~Owned() {
-    if (value >= 0) ::close(value);
-  }
-  Owned(const Owned&) = delete;
-  Owned& operator=(const Owned&) = delete;
-  int value;
-};
-
-[[noreturn]] void fail_on(const std::string& tried, const fs::path& path, int code) {
-  throw LedgerError(system_message(tried + " " + path.string(), code), path.string(), code);
-}
-
 // So that a name made in a folder survives a power cut.
 void sync_folder(const fs::path& folder) {
-  const Owned fd(::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  const OwnedFd fd(::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   if (fd.value < 0) fail_on("open folder", folder, errno);
   if (::fsync(fd.value) != 0) fail_on("sync folder", folder, errno);
 }

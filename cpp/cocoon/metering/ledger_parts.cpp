@@ -17,6 +17,7 @@
 #include <fmt/format.h>
 
 #include "cocoon/error.h"
+#include "cocoon/metering/owned_fd.h"
 
 namespace cocoon::metering {
 namespace {
@@ -28,20 +29,6 @@ constexpr std::string_view kPacked = ".jsonl.zst";
 constexpr std::string_view kGzipped = ".jsonl.gz";
 constexpr std::string_view kUnfinished = ".jsonl.zst.part";  // no reader takes it for a ledger
 
-struct Owned {
-  explicit Owned(int fd) : value(fd) {}
-  ~Owned() {
-    if (value >= 0) ::close(value);
-  }
-  Owned(const Owned&) = delete;
-  Owned& operator=(const Owned&) = delete;
-  int value;
-};
-
-[[noreturn]] void fail_on(std::string_view tried, const fs::path& path, int code) {
-  throw LedgerError(system_message(fmt::format("{} {}", tried, path.string()), code), path.string(), code);
-}
-
 fs::path folder_of(const fs::path& path) {
   const auto parent = path.parent_path();
   return parent.empty() ? fs::path(".") : parent;
@@ -49,7 +36,7 @@ fs::path folder_of(const fs::path& path) {
 
 void sync_folder_of(const fs::path& path) {
   const fs::path folder = folder_of(path);
-  const Owned fd(::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  const OwnedFd fd(::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   if (fd.value < 0) fail_on("open folder", folder, errno);
   if (::fsync(fd.value) != 0) fail_on("sync folder", folder, errno);
 }
@@ -99,7 +86,7 @@ std::uint64_t compress(int from, const fs::path& source, int to, const fs::path&
 
 // False: somebody else is at it, or has done it; or it still grows.
 bool pack(const Part& part) {
-  const Owned from(::open(part.path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW));
+  const OwnedFd from(::open(part.path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW));
   if (from.value < 0 && errno == ENOENT) return false;
   if (from.value < 0) fail_on("open", part.path, errno);
   // Held while it is packed: the lock goes with its holder, however that ends.
@@ -115,7 +102,7 @@ bool pack(const Part& part) {
   const fs::path packed = base + std::string(kPacked);
   {
     // What a process left that died in here is overwritten.
-    const Owned to(::open(unfinished.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600));
+    const OwnedFd to(::open(unfinished.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600));
     if (to.value < 0) fail_on("make", unfinished, errno);
     const std::uint64_t read = compress(from.value, part.path, to.value, unfinished);
     if (::fsync(to.value) != 0) fail_on("sync", unfinished, errno);
