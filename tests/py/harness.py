@@ -140,6 +140,18 @@ def engine_process(code: str, *args: object) -> subprocess.Popen[str]:
     )
 
 
+def race(*racers: subprocess.Popen[str]) -> list[str]:
+    """What engine processes print that say "up", wait for a line, and begin together."""
+    for racer in racers:
+        assert racer.stdout is not None
+        assert racer.stdout.readline() == "up\n"
+    for racer in racers:
+        assert racer.stdin is not None
+        racer.stdin.write("go\n")
+        racer.stdin.flush()
+    return [finish(racer) for racer in racers]
+
+
 def finish(process: subprocess.Popen[str], timeout: float = 120) -> str:
     out, err = process.communicate(timeout=timeout)
     assert process.returncode == 0, f"exit {process.returncode}: {err}"

@@ -10,7 +10,17 @@ from pathlib import Path
 import pytest
 
 from cocoon import CocoonError, InvalidState, Node, NotFound, VMConfig
-from harness import check_books, check_node, count_reasons, engine_process, finish, in_threads, ledger_lines, reasons
+from harness import (
+    check_books,
+    check_node,
+    count_reasons,
+    engine_process,
+    finish,
+    in_threads,
+    ledger_lines,
+    race,
+    reasons,
+)
 
 Rounds = Callable[[int], int]
 
@@ -64,14 +74,7 @@ with Node(sys.argv[1]) as node:
     print(won)
 """
     racers = [engine_process(loop, tmp_root, total, verb) for verb in ("rm", "err", "rm")]
-    for racer in racers:
-        assert racer.stdout is not None
-        assert racer.stdout.readline() == "up\n"
-    for racer in racers:
-        assert racer.stdin is not None
-        racer.stdin.write("\n")
-        racer.stdin.flush()
-    first, _, second = (int(finish(racer)) for racer in racers)
+    first, _, second = map(int, race(*racers))
     assert first + second == total, "each VM is removed by exactly one of the two"
     assert check_node(tmp_root) == {}
     counts = count_reasons(ledger_lines(tmp_root))

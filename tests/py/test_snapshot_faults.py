@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from cocoon import InvalidState, Node, NotFound, StoreError
-from harness import check_books, engine_process, finish, kill_at, ledger_lines
+from harness import check_books, engine_process, finish, kill_at, ledger_lines, race
 from snapshot_support import check_store, contents, data_folder, sparse_file
 from test_syscall_kills import kill_points, scenario
 
@@ -42,14 +42,7 @@ with Node(sys.argv[1]) as node:
     print(won)
 """
     racers = [engine_process(code, tmp_root, total) for _ in range(3)]
-    for racer in racers:
-        assert racer.stdout is not None
-        assert racer.stdout.readline() == "up\n"
-    for racer in racers:
-        assert racer.stdin is not None
-        racer.stdin.write("go\n")
-        racer.stdin.flush()
-    assert sum(int(finish(racer)) for racer in racers) == total
+    assert sum(map(int, race(*racers))) == total
     assert len(ledger_lines(tmp_root)) == 2 * total
     check_store(tmp_root)
 
