@@ -22,8 +22,9 @@ RUN_FOLDER = "COCOON_TEST_RUN_DIR"
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # A shell starts what it runs in the background with SIGINT ignored, and children inherit that: not those of tests.
+    # A shell starts what runs in the background with SIGINT ignored, nohup with SIGHUP: not so the children of tests.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     config.addinivalue_line("markers", "guest: boots a real guest")
     config.addinivalue_line("markers", "root: needs the rights of root")
     if not is_worker(config):

@@ -20,6 +20,7 @@ import pytest
 
 import cocoon
 from cocoon import Backend, Node, VMConfig
+from cocoon._sockets import connect
 
 READY = "COCOON-GUEST-READY"
 LineType = dict[str, Any]
@@ -195,10 +196,20 @@ def wait_ready(backend: Backend, ref: str, *, seconds: float = 90) -> None:
 
 @contextmanager
 def console(backend: Backend, ref: str) -> Iterator[socket.socket]:
-    with socket.socket(socket.AF_UNIX) as client:
-        client.settimeout(30)
-        client.connect(str(backend.console_path(ref)))
+    with connect(backend.console_path(ref), 30) as client:
         yield client
+
+
+def listening(path: Path) -> socket.socket:
+    """A socket of ours at this path, which may be longer than a socket's can be."""
+    folder = os.open(path.parent, os.O_PATH)
+    try:
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(f"/proc/self/fd/{folder}/{path.name}")
+        listener.listen(8)
+    finally:
+        os.close(folder)
+    return listener
 
 
 def tell(backend: Backend, ref: str, line: str, answer: str) -> None:

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cocoon._sockets import connect
+
 FIRECRACKER = "firecracker"
 CLOUD_HYPERVISOR = "cloud-hypervisor"
 DEADLINE = 20.0
@@ -82,14 +84,7 @@ class Vmm:
         return self.folder / "api.sock"
 
     def connect(self) -> socket.socket:
-        connection = socket.socket(socket.AF_UNIX)
-        connection.settimeout(DEADLINE)
-        try:
-            connection.connect(os.fspath(self.socket_path))
-        except OSError:
-            connection.close()
-            raise
-        return connection
+        return connect(self.socket_path, DEADLINE)
 
     def is_listening(self) -> bool:
         assert self.process.poll() is None, f"{self.name} exited with {self.process.returncode}: {self.log()}"

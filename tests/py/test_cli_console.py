@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import socket
 import subprocess
 import sys
 import termios
@@ -16,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from cli_harness import SECONDS, Cli, Terminal, terminal
+from harness import listening
 
 ATTACH = "import sys\nfrom pathlib import Path\nfrom cocoon.cli.console import attach\nattach(Path(sys.argv[1]), 'web')"
 
@@ -26,12 +25,7 @@ class Guest:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.heard = b""
-        self._server = socket.socket(socket.AF_UNIX)
-        # Bound by a short name: the folder's may be longer than a socket's can be.
-        folder = os.open(path.parent, os.O_PATH)
-        self._server.bind(f"/proc/self/fd/{folder}/{path.name}")
-        os.close(folder)
-        self._server.listen(1)
+        self._server = listening(path)
         self._server.settimeout(SECONDS)
         self._thread = threading.Thread(target=self._serve)
         self._thread.start()

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
+from cocoon._sockets import connect
 from conformance import Call, Pair, all_of, pair_of, with_disk
-from simvmm_client import CLOUD_HYPERVISOR, Vmm, boot, cloud_hypervisor_config, until
+from simvmm_client import CLOUD_HYPERVISOR, DEADLINE, Vmm, boot, cloud_hypervisor_config, until
 
 
 @pytest.fixture
@@ -179,9 +180,7 @@ def test_a_removed_device_stays_until_the_guest_lets_it_go(cloud_hypervisor: Pai
 
 def console_of(vmm: Vmm, end: str) -> tuple[str, socket.socket]:
     """What a new client sees until this."""
-    client = socket.socket(socket.AF_UNIX)
-    client.settimeout(20)
-    client.connect(os.fspath(vmm.folder / "console.sock"))
+    client = connect(vmm.folder / "console.sock", DEADLINE)
     seen = ""
     while end not in seen:
         seen += client.recv(4096).decode()

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from cocoon._sockets import connect
 from cocoon.errors import StoreError
 from cocoon.guest import Guest, GuestBuildError, GuestPackagesUnavailable, build_guest, default_cache_dir, find_guest
 
@@ -308,14 +309,7 @@ class Machine:
         return (self.folder / "qemu.log").read_text(encoding="utf-8", errors="replace")
 
     def connect(self, name: str) -> socket.socket:
-        client = socket.socket(socket.AF_UNIX)
-        client.settimeout(BOOT_SECONDS)
-        folder = os.open(self.folder, os.O_PATH)
-        try:
-            client.connect(f"/proc/self/fd/{folder}/{name}")
-        finally:
-            os.close(folder)
-        return client
+        return connect(self.folder / name, BOOT_SECONDS)
 
     def ask(self, line: str, answer: str) -> str:
         """Sends a line to the guest, and reads the console until the line that begins with `answer`."""

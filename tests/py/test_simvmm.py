@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,8 +13,10 @@ import jsonschema
 import pytest
 import yaml
 
+from cocoon._sockets import connect
 from cocoon.testing import HYPERVISORS, Fault, SimulatedVmms, simulated_node, simvmm_path
-from simvmm_client import CLOUD_HYPERVISOR, FIRECRACKER, Vmm, boot, running, until
+from harness import listening
+from simvmm_client import CLOUD_HYPERVISOR, DEADLINE, FIRECRACKER, Vmm, boot, running, until
 
 SPECS = Path(__file__).resolve().parents[1] / "data" / "vmm-specs"
 
@@ -273,9 +273,7 @@ def test_a_private_mapping_of_an_edited_snapshot_is_restored(vmms: SimulatedVmms
     source.mkdir()
     with running(vmms.binaries[CLOUD_HYPERVISOR], CLOUD_HYPERVISOR, tmp_root / "first") as first:
         boot(first, vmms.kernel)
-        console = socket.socket(socket.AF_UNIX)
-        console.settimeout(20)
-        console.connect(os.fspath(first.folder / "console.sock"))
+        console = connect(first.folder / "console.sock", DEADLINE)
         seen = ""
         while "tick 2\n" not in seen:
             seen += console.recv(4096).decode()
@@ -296,28 +294,21 @@ def test_a_private_mapping_of_an_edited_snapshot_is_restored(vmms: SimulatedVmms
     with running(vmms.binaries[CLOUD_HYPERVISOR], CLOUD_HYPERVISOR, tmp_root / "second") as second:
         body = {"source_url": f"file://{source}", "resume": True}
         assert second.request("PUT", "vm.restore", body).status == 204
-        console = socket.socket(socket.AF_UNIX)
-        console.settimeout(20)
-        console.connect(os.fspath(second.folder / "console.sock"))
-        with console:
+        with connect(second.folder / "console.sock", DEADLINE) as console:
             first_tick = int(console.recv(4096).decode().split()[1])
         assert first_tick > 2
 
 
 def test_cloud_hypervisor_serves_a_socket_it_was_given(vmms: SimulatedVmms, tmp_root: Path) -> None:
     path = tmp_root / "given.sock"
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(os.fspath(path))
-        listener.listen()
+    with listening(path) as listener:
         process = subprocess.Popen(
             [vmms.binaries[CLOUD_HYPERVISOR], "--api-socket", f"fd={listener.fileno()}"],
             cwd=tmp_root,
             pass_fds=[listener.fileno()],
             stdin=subprocess.DEVNULL,
         )
-    with socket.socket(socket.AF_UNIX) as client:
-        client.settimeout(20)
-        client.connect(os.fspath(path))
+    with connect(path, DEADLINE) as client:
         client.sendall(b"PUT /api/v1/vmm.shutdown HTTP/1.1\r\n\r\n")
         assert client.recv(4096).startswith(b"HTTP/1.1 200 ")
     assert process.wait(20) == 0

@@ -6,7 +6,6 @@ import collections
 import contextlib
 import os
 import signal
-import socket
 import stat
 import subprocess
 import sys
@@ -31,7 +30,8 @@ from cocoon import (
     VmmTimeout,
     VMState,
 )
-from harness import check_node, in_threads, ledger_lines, proc_gone, reasons
+from cocoon._sockets import connect
+from harness import check_node, in_threads, ledger_lines, listening, proc_gone, reasons
 from vmms import Vmm, console, find_vmm, processes_below
 
 Wait = Callable[..., None]
@@ -284,9 +284,7 @@ def test_something_that_answers_without_a_process_is_refused(vmm: Vmm, backend: 
     path = backend.inspect("web").socket_path
     assert path is not None
     backend.stop("web", force=True)
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(path))
-        listener.listen(8)
+    with listening(path):
         with pytest.raises(Inconclusive, match="still answers"):
             backend.delete("web")
         assert Path(vm.run_dir).exists()
@@ -406,8 +404,7 @@ def test_the_vsock_is_a_socket_in_the_run_dir(name: str, tmp_root: Path, tmp_pat
         path = backend.inspect("web").vsock_path
         assert path is not None
         assert path.parent == vm.run_dir
-        with socket.socket(socket.AF_UNIX) as client:
-            client.connect(str(path))
+        connect(path).close()
         backend.delete("web", force=True)
 
 

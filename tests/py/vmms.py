@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from cocoon import Backend, Node, VMConfig
+from cocoon._sockets import connect
 from cocoon.testing import SimulatedVmms
 from harness import proc_gone
 
@@ -122,14 +123,7 @@ class Console:
 
     def _connected(self) -> socket.socket:
         if self._socket is None:
-            connecting = socket.socket(socket.AF_UNIX)
-            try:
-                connecting.settimeout(0.02)
-                connecting.connect(str(self.backend.console_path(self.ref)))
-            except OSError:
-                connecting.close()
-                raise
-            self._socket = connecting
+            self._socket = connect(self.backend.console_path(self.ref), 0.02)
         return self._socket
 
     def close(self) -> None:

@@ -3,11 +3,12 @@
 import os
 import re
 import select
-import socket
 import time
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from cocoon._sockets import connect
 
 if TYPE_CHECKING:
     from cocoon import Backend
@@ -34,12 +35,7 @@ def ask(backend: "Backend", vm_id: str, question: str, answer: str, seconds: flo
                     return found[1]
             time.sleep(_POLL_SECONDS)
         return None
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            connection.connect(f"/proc/self/fd/{folder}/{path.name}")
-        finally:
-            os.close(folder)
+    with connect(path) as connection:
         connection.sendall(f"{question}\n".encode())
         heard = b""
         while (left := deadline - time.monotonic()) > 0:

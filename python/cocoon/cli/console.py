@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
+from cocoon._sockets import connect
 from cocoon.cli.errors import FAILED, CommandError, printable
 
 _LEAVE = b"\x1d"  # ^]
@@ -115,17 +116,11 @@ class _Fifo:
 def _open(path: Path, name: str, printed: Path | None) -> Iterator[_Console]:
     with ExitStack() as opened:
         try:
-            # sun_path holds 107 bytes: through /proc the folder's own length does not matter.
-            folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-            opened.callback(os.close, folder)
-            short = f"/proc/self/fd/{folder}/{path.name}"
             guest: _Console
             if printed is None:
-                connection = opened.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
-                connection.connect(short)
-                guest = _Socket(connection)
+                guest = _Socket(opened.enter_context(connect(path)))
             else:
-                fifo = os.open(short, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+                fifo = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
                 opened.callback(os.close, fifo)
                 guest = _Fifo(fifo, opened.enter_context(printed.open("rb")))
         except OSError as error:
