@@ -128,6 +128,30 @@ TEST_F(EngineTest, OneOfManyRemovalsWins) {
   }
 }
 
+// Its placeholder has a name already: who removes that takes the folders from under the creation.
+TEST_F(EngineTest, CreateAgainstRemoveWithForceLosesAsNotFound) {
+  for (int i = 0; i < scaled(100); ++i) {
+    std::atomic<bool> over = false;
+    race({[&] {
+            try {
+              create("web");
+            } catch (const Error& error) {
+              EXPECT_NE(dynamic_cast<const NotFound*>(&error), nullptr) << error.what();
+            }
+            over = true;
+          },
+          [&] {
+            while (!over) try {
+                remove("web");
+              } catch (const NotFound&) {
+                std::this_thread::yield();
+              }
+          }});
+    for (const auto& vm : node_->vms()) remove(vm.record.id);
+    EXPECT_TRUE(fs::is_empty(root_ / "run" / "qemu"));
+  }
+}
+
 TEST_F(EngineTest, StormOfVerbsKeepsEntriesAlternating) {
   const auto seed = std::random_device{}();
   SCOPED_TRACE(fmt::format("seed {}", seed));

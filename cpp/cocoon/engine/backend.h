@@ -123,6 +123,9 @@ class Backend {
   // Takes back what a create or clone that failed had made; nothing of it is in the ledger. What cannot be taken back
   // stays a placeholder, which rm and reconcile remove.
   void take_back(const lifecycle::VmRecord& vm, std::string_view verb, OpLock& lock) const noexcept;
+  // In a catch block: takes back, and throws the error again; NotFound instead of a file's if the folders that had been
+  // made are gone, for then somebody removed the placeholder.
+  [[noreturn]] void abandon(const lifecycle::VmRecord& vm, std::string_view verb, OpLock& lock, bool made_dirs) const;
   // The snapshot that kept a hibernated VM's memory, when the VM does not speak of it any more. One that is being read
   // is left to reconcile.
   void drop_kept(const std::string& snapshot_id) const noexcept;

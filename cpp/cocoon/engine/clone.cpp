@@ -29,11 +29,13 @@ VmView Backend::clone(std::string_view snapshot, const VmSpec& spec, system::Can
   // The lock says that the placeholder has an owner. Die before it is reserved: an empty lock file, reused by nobody.
   OpLock lock(*node_, id, cancel);
   std::optional<system::ProcessIdentity> process;
+  bool made_dirs = false;
   try {
     // 1. The name is taken. Die here: a placeholder whose lock is free; rm and reconcile remove it.
     vm = *commit(node_->store(), id, lifecycle::Reserve{.record = vm});
     // 2. Folders and disks. Die here: the same placeholder, with folders that go with it.
     make_vm_dirs(vm);
+    made_dirs = true;
     node_->claim(node_->run_dir());
     node_->claim(node_->log_dir());
     load_disks(saved, vm.config, cancel);
@@ -41,8 +43,7 @@ VmView Backend::clone(std::string_view snapshot, const VmSpec& spec, system::Can
     system::sync_dir(vm.run_dir);
     system::sync_dir(system::Path(vm.run_dir).parent_path());
     // 3. The guest goes on in a VMM of its own. Die here, or while it loads: the same, with a VMM, which whoever
-    // removes
-    //    the placeholder kills; nothing is billed.
+    //    removes the placeholder kills; nothing is billed.
     process = launch_saved(vm, saved, "clone", cancel);
     // 4. The VM, its storage and its compute interval, in one transaction. Die after it: the next drain appends.
     auto done =
@@ -56,8 +57,7 @@ VmView Backend::clone(std::string_view snapshot, const VmSpec& spec, system::Can
     // A commit that failed after the fact is a commit.
     const auto now = find_vm(node_->store(), id);
     if (process && (!now || now->process != to_record(*process))) discard(vm, "clone", *process);
-    take_back(vm, "clone", lock);
-    throw;
+    abandon(vm, "clone", lock, made_dirs);
   }
 }
 

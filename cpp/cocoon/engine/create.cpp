@@ -4,7 +4,9 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <filesystem>
 #include <optional>
+#include <system_error>
 #include <utility>
 
 #include <fmt/format.h>
@@ -44,6 +46,18 @@ void Backend::take_back(const lifecycle::VmRecord& vm, std::string_view verb, Op
   }
 }
 
+void Backend::abandon(const lifecycle::VmRecord& vm, std::string_view verb, OpLock& lock, bool made_dirs) const {
+  std::error_code ignored;
+  const bool removed = made_dirs && !std::filesystem::exists(vm.run_dir, ignored);
+  take_back(vm, verb, lock);
+  try {
+    throw;
+  } catch (const StoreError&) {
+    if (removed) throw NotFound(fmt::format("{} {}: it was removed meanwhile", verb, vm.config.name), vm.id);
+    throw;
+  }
+}
+
 void Backend::make_vm_dirs(const lifecycle::VmRecord& vm) {
   for (const auto* folder : {&vm.run_dir, &vm.log_dir}) {
     system::make_private_dirs(*folder);
@@ -64,11 +78,13 @@ VmView Backend::create(const VmSpec& spec, system::Cancel& cancel) {
   // The lock says that the placeholder has an owner. Die before it is reserved: an empty lock file, reused by nobody.
   OpLock lock(*node_, id, cancel);
   std::optional<lifecycle::VmRecord> created;
+  bool made_dirs = false;
   try {
     // 1. The name is taken. Die here: a placeholder whose lock is free; rm and reconcile remove it.
     commit(node_->store(), id, lifecycle::Reserve{.record = vm});
     // 2. Folders and disks. Die here: the same placeholder, with folders that go with it.
     make_vm_dirs(vm);
+    made_dirs = true;
     node_->claim(node_->run_dir());
     node_->claim(node_->log_dir());
     // Names before content: then the folders below are on the disk with the file, and syncing them costs nothing.
@@ -83,8 +99,7 @@ VmView Backend::create(const VmSpec& spec, system::Cancel& cancel) {
     // 3. The VM and its storage interval, in one transaction.
     created = commit(node_->store(), id, lifecycle::FinalizeCreate{.config = vm.config});
   } catch (...) {
-    take_back(vm, "create", lock);
-    throw;
+    abandon(vm, "create", lock, made_dirs);
   }
   return view(*std::move(created));
 }
