@@ -58,7 +58,8 @@ std::string command_line(const VmConfig& config) {
   std::string line = config.cmdline;
   for (const std::string_view parameter : {"console=ttyS0", "reboot=k", "panic=1"}) {
     if (has_parameter(config.cmdline, parameter.substr(0, parameter.find('=')))) continue;
-    line += (line.empty() ? "" : " ") + std::string(parameter);
+    if (!line.empty()) line += ' ';
+    line += parameter;
   }
   return line;
 }
