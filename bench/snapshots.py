@@ -204,9 +204,8 @@ def measure_real(binary: Path, kernel: Path, folder: Path) -> None:
                 backend.delete(vm.id, force=True)
     middle = statistics.median
     own = "its own call and a copy"
-    row(
-        "snapshot of a fresh 512 MiB guest: pause", middle(windows), middle(bare_windows), own, PAUSE_LIMIT, PAUSE_EXTRA
-    )
+    pauses = middle(windows), middle(bare_windows)
+    row("snapshot of a fresh 512 MiB guest: pause", *pauses, own, PAUSE_LIMIT, extra=PAUSE_EXTRA)
     bare = "bare spawn and load"
     row("clone of a 512 MiB snapshot, to running", middle(clones), middle(loads), bare, LOAD_LIMIT, extra=LOAD_EXTRA)
     row("restore of it in place, to running", middle(restores), middle(loads), bare, LOAD_LIMIT, extra=LOAD_EXTRA)
