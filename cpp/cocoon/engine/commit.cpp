@@ -64,7 +64,10 @@ VmRecord load_vm(const store::MetaStore& store, std::string_view id) {
 
 std::optional<VmRecord> commit(store::MetaStore& store, std::string_view id, const lifecycle::VmEvent& event) {
   std::optional<VmRecord> after;
-  store.transact([&](store::Transaction& transaction) { after = commit_in(store, transaction, id, event); });
+  // A placeholder that a power cut took has left folders at most, which gc removes.
+  const bool may_be_lost = std::holds_alternative<lifecycle::Reserve>(event);
+  store.transact([&](store::Transaction& transaction) { after = commit_in(store, transaction, id, event); },
+                 may_be_lost ? store::Durable::kWithNext : store::Durable::kNow);
   return after;
 }
 

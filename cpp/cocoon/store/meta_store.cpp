@@ -42,7 +42,7 @@ class MetaStore::Impl {
     Call* outer_;
   };
 
-  void transact(const std::function<void(Transaction&)>& body);
+  void transact(const std::function<void(Transaction&)>& body, Durable durable);
   void close();
   [[nodiscard]] bool is_inherited() const { return process_generation() != owner_; }
   [[nodiscard]] Database& database() { return *database_; }
@@ -201,7 +201,7 @@ void MetaStore::Impl::read_meta(const std::vector<std::string>& wanted_labels) {
   labels = wanted_labels;
 }
 
-void MetaStore::Impl::transact(const std::function<void(Transaction&)>& body) {
+void MetaStore::Impl::transact(const std::function<void(Transaction&)>& body, Durable durable) {
   Call call(*this);
   for (const Call* outer = call.outer_; outer != nullptr; outer = outer->outer_) {
     if (outer->in_body && outer->impl_.root_ == root_)
@@ -231,7 +231,7 @@ void MetaStore::Impl::transact(const std::function<void(Transaction&)>& body) {
   }
   if (done.last_seq != 0)
     outlet_->deliver(done.last_seq);
-  else if (done.changed)
+  else if (done.changed && durable == Durable::kNow)
     database_->sync_wal();
 }
 
@@ -272,7 +272,9 @@ const std::string& MetaStore::ledger_id() const { return impl_->ledger_id; }
 const std::vector<std::string>& MetaStore::metered_labels() const { return impl_->labels; }
 const std::shared_ptr<metering::Recorder>& MetaStore::recorder() const { return impl_->recorder; }
 
-void MetaStore::transact(const std::function<void(Transaction&)>& body) { impl_->transact(body); }
+void MetaStore::transact(const std::function<void(Transaction&)>& body, Durable durable) {
+  impl_->transact(body, durable);
+}
 
 std::optional<Row> MetaStore::find(Table table, std::string_view id) const {
   const Impl::Call call(*impl_);

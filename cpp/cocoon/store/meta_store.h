@@ -8,7 +8,7 @@
 //   <root>/db/ledger.note  how far the last drain came; only saves time
 //
 // Lock order: ledger.lock, then store.lock. A transaction never waits for the ledger's lock.
-// Durable  transact() returns once the change and its entries survive a power cut.
+// Durable  transact() returns once the change and its entries survive a power cut, unless it was told otherwise.
 // Threads  every method may be called concurrently, by any number of processes on one root.
 
 #include <chrono>
@@ -46,6 +46,8 @@ struct Moment {
   std::int64_t uptime_ns = 0;
   std::string boot_id;
 };
+
+enum class Durable { kNow, kWithNext };
 
 // A write transaction. Lives inside MetaStore::transact; leaving by an exception rolls everything back.
 class Transaction {
@@ -87,9 +89,10 @@ class MetaStore {
   [[nodiscard]] const std::vector<std::string>& metered_labels() const;  // sorted
   [[nodiscard]] const std::shared_ptr<metering::Recorder>& recorder() const;
 
-  // Runs `body` in one transaction, then makes it durable and drains. `body` does no I/O of its own.
+  // Runs `body` in one transaction, then makes it durable and drains. `body` does no I/O of its own. Without entries it
+  // may be left to the next transaction's sync: a power cut takes both or neither.
   // Errors   what `body` throws (rolled back); StoreError. A recorder that fails is no error: entries wait.
-  void transact(const std::function<void(Transaction&)>& body);
+  void transact(const std::function<void(Transaction&)>& body, Durable durable = Durable::kNow);
 
   [[nodiscard]] std::optional<Row> find(Table table, std::string_view id) const;
   // Exact id, else exact name, else unique id prefix of at least 3 characters. `hypervisor` "": over all of them.
