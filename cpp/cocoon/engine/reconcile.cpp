@@ -221,10 +221,10 @@ class Reconciler {
     }
     try {
       const auto alive = settle(driver, vm, "reconcile", cancel_);
-      if (vm.dirty) return dirty(vm, alive, std::move(row));
+      if (vm.dirty) return dirty(vm, driver, alive, std::move(row));
       if (fix_) DiskExchange::clean_up(vm.config);
       if (fix_ && alive.life != Life::kAlive) PausedGuest::forget(vm);
-      if (alive.life != Life::kAlive) return dead(vm, side, std::move(row));
+      if (alive.life != Life::kAlive) return dead(vm, driver, alive.remnant, side, std::move(row));
       row.pid = alive.process->pid;
       living(vm, driver, *alive.process, side, std::move(row));
     } catch (const Inconclusive& error) {
@@ -245,7 +245,7 @@ class Reconciler {
       const auto guest = find_guest_state(driver, vm, process, kApiTimeout, cancel_);
       if (!guest) {  // it died while it was asked
         row.pid = 0;
-        return dead(vm, side, std::move(row));
+        return dead(vm, driver, {}, side, std::move(row));
       }
       runs = guest == vmm::GuestState::kRunning || guest == vmm::GuestState::kPaused;
     } catch (const VmmError& error) {
@@ -256,7 +256,7 @@ class Reconciler {
       // A hibernated VM's memory is in its snapshot, and so are its disks: what runs was left by a hibernate or a wake.
       row.status = "orphan-process";
       if (fix_) {
-        kill_process(process);
+        kill_vmm(driver, vm, process);
         PausedGuest::forget(vm);
         if (vm.compute_open()) commit_if(node_.store(), vm, lifecycle::FoundDead{.death = find_death(vm)});
         row.action = runs ? "killed, the VM is hibernated" : "killed, no guest ran in it";
@@ -299,11 +299,11 @@ class Reconciler {
   }
 
   // A restore whose maker died between the old disks and the new ones, or behind: the old ones come back.
-  void dirty(const VmRecord& vm, const Liveness& alive, ReconcileRow row) {
+  void dirty(const VmRecord& vm, const vmm::Driver& driver, const Liveness& alive, ReconcileRow row) {
     row.status = "half-restored";
     if (alive.process) row.pid = alive.process->pid;
     if (fix_ && !only_garbage_) {
-      if (alive.process) kill_process(*alive.process);
+      if (alive.process) kill_vmm(driver, vm, *alive.process);
       DiskExchange::put_back(vm.config);
       if (commit_if(node_.store(), vm, lifecycle::RestoreFailed{.dirty = false}).race == Race::kWon)
         row.action = alive.process ? "killed, and its old disks put back" : "old disks put back";
@@ -338,11 +338,19 @@ class Reconciler {
     }
   }
 
-  void dead(const VmRecord& vm, const LedgerSide& side, ReconcileRow row) {
+  void dead(const VmRecord& vm, const vmm::Driver& driver, const std::optional<system::ProcessIdentity>& remnant,
+            const LedgerSide& side, ReconcileRow row) {
+    if (remnant && fix_) kill_remnants(driver, vm);
     if (vm.compute_open()) {
       row.status = "open-but-process-dead";
       if (fix_ && commit_if(node_.store(), vm, lifecycle::FoundDead{.death = find_death(vm)}).race == Race::kWon)
         row.action = "closed";
+      return add(std::move(row), false);
+    }
+    if (remnant) {
+      row.status = "orphan-process";
+      row.pid = remnant->pid;
+      if (fix_) row.action = "killed, its VMM is dead";
       return add(std::move(row), false);
     }
     compared(vm, side, std::move(row));
