@@ -101,8 +101,9 @@ class Node {
   std::filesystem::path rotate_ledger() { return store_->rotate(); }
   void close() { store_->close(); }
 
-  // Run and log dirs may lie where another node has its own: below such a folder only the node that came first is the
-  // owner, and only it collects what no record of its own speaks for. `claim` makes it ours if it is nobody's.
+  // Run and log dirs may lie where another node has its own: what no record of ours speaks for may be the other's
+  // there, and is neither killed nor removed. A folder outside of the root is ours if only this node has made VMs below
+  // it; `claim` says so before it makes one. Errors StoreError.
   [[nodiscard]] bool owns(const system::Path& folder) const;
   void claim(const system::Path& folder) const;
 
@@ -110,6 +111,8 @@ class Node {
   [[nodiscard]] system::Path op_lock_path(std::string_view vm_id) const;
 
  private:
+  [[nodiscard]] bool is_below_root(const system::Path& folder) const;
+
   system::Path root_;
   system::Path run_dir_;
   system::Path log_dir_;

@@ -109,8 +109,10 @@ class Reconciler {
   };
 
   // VMMs of this node: their working directory is a run dir of it, whether the folder still exists or not.
+  // In a run dir that others have too they may be the others'.
   std::vector<Stray> scan() const {
     std::vector<Stray> found;
+    if (!node_.owns(node_.run_dir())) return found;
     for (const auto hypervisor : vmm::hypervisors()) {
       const auto& driver = node_.driver(hypervisor);
       const auto parent = node_.run_dir() / hypervisor;
@@ -378,7 +380,7 @@ class Reconciler {
     if (fix_) {
       kill_process(process.identity);
       system::remove_tree(node_.run_dir() / hypervisor / id);
-      system::remove_tree(node_.log_dir() / hypervisor / id);
+      if (node_.owns(node_.log_dir())) system::remove_tree(node_.log_dir() / hypervisor / id);
       row.action = "killed";
     }
     lock->retire();
