@@ -48,9 +48,10 @@ struct ReconcileRow {
   std::string hypervisor;
   std::string status;        // docs/ledger.md, "Reconcile"
   std::string record_state;  // "" without a record
-  std::string ledger_state;  // open, closed, unknown: what the ledger says of its compute interval
+  std::string ledger_state;  // open, closed, unknown: what the ledger says of its compute interval, or of a snapshot
   std::int64_t pid = 0;      // 0: no process
   std::string action;        // what was done, "" for nothing
+  std::string kind = "vm";   // or snapshot
 };
 
 struct ReconcileReport {

@@ -33,6 +33,7 @@ struct LedgerSide {
   bool known = false;
   std::set<std::string, std::less<>> open_compute;
   std::set<std::string, std::less<>> open_storage;
+  std::set<std::string, std::less<>> open_snapshots;
 
   [[nodiscard]] std::string_view compute_state(std::string_view id) const {
     if (!known) return "unknown";
@@ -46,6 +47,11 @@ struct LedgerSide {
     if ((vm.compute_open() && !compute) || (vm.storage_open() && !storage)) return "record-open-ledger-closed";
     if (compute != vm.compute_open() || storage != vm.storage_open()) return "record-closed-ledger-open";
     return {};
+  }
+  [[nodiscard]] std::string_view differs(const snapshot::SnapshotRecord& record) const {
+    const bool open = open_snapshots.contains(record.id);
+    if (open == !record.pending) return {};
+    return open ? "record-closed-ledger-open" : "record-open-ledger-closed";
   }
 };
 
@@ -67,6 +73,7 @@ LedgerSide read_ledger(const Node& node) {
     if (!interval.open) continue;
     if (interval.dimension == ledger::Dimension::kVmCompute) side.open_compute.insert(interval.id);
     if (interval.dimension == ledger::Dimension::kVmStorage) side.open_storage.insert(interval.id);
+    if (interval.dimension == ledger::Dimension::kSnapStorage) side.open_snapshots.insert(interval.id);
   }
   side.known = true;
   return side;
@@ -98,6 +105,7 @@ class Reconciler {
     for (const auto& [hypervisor, process] : strays)
       isolated(process.cwd.filename().string(), [&] { stray(hypervisor, process, known); });
     compare_rest(side, known);
+    compare_snapshots(side);
     compare_kept();
     return std::move(report_);
   }
@@ -155,8 +163,10 @@ class Reconciler {
           if (!known.contains(id) && !find_vm(node_.store(), id)) ids.insert(id);
       return ids;
     };
-    if (unknown(before).empty() || node_.pending() > 0) return;
-    for (const auto& id : unknown(read_ledger(node_)))
+    const auto candidates = unknown(before);
+    if (candidates.empty() || node_.pending() > 0) return;
+    for (const auto& id : unknown(read_ledger(node_))) {
+      if (!candidates.contains(id)) continue;  // came and went meanwhile
       add({.id = id,
            .name = {},
            .hypervisor = {},
@@ -164,6 +174,46 @@ class Reconciler {
            .record_state = {},
            .ledger_state = "open"},
           false);
+    }
+  }
+
+  // Snapshots have no processes, and a row only where record and ledger differ. The ledger was read before the records,
+  // and is read again after them; a record that went between is no disagreement.
+  void compare_snapshots(const LedgerSide& before) {
+    if (!before.known) return;
+    const auto& store = node_.store();
+    std::vector<std::string> differing;
+    auto without_record = before.open_snapshots;
+    for (const auto& row : store.list(store::Table::kSnapshot)) {
+      without_record.erase(row.id);
+      if (!before.differs(snapshot::record_from_row(row)).empty()) differing.push_back(row.id);
+    }
+    if ((differing.empty() && without_record.empty()) || node_.pending() > 0) return;
+    const auto now = read_ledger(node_);
+    if (!now.known) return;
+    for (const auto& id : differing) {
+      const auto record = snapshot::find_record(store, id);
+      if (!record) continue;
+      if (const auto status = now.differs(*record); !status.empty())
+        add({.id = id,
+             .name = record->name,
+             .hypervisor = record->hypervisor,
+             .status = std::string(status),
+             .record_state = record->pending ? "pending" : "ready",
+             .ledger_state = record->pending ? "open" : "closed",
+             .kind = "snapshot"},
+            false);
+    }
+    for (const auto& id : without_record)
+      if (now.open_snapshots.contains(id))
+        add({.id = id,
+             .name = {},
+             .hypervisor = {},
+             .status = "ledger-open-no-record",
+             .record_state = {},
+             .ledger_state = "open",
+             .kind = "snapshot"},
+            false);
   }
 
   void add(ReconcileRow row, bool ok) {
@@ -330,7 +380,8 @@ class Reconciler {
                            .hypervisor = kept.hypervisor,
                            .status = "kept-without-vm",
                            .record_state = {},
-                           .ledger_state = {}};
+                           .ledger_state = {},
+                           .kind = "snapshot"};
         if (fix_) {
           node_.snapshots().remove(kept.id, cancel_);
           found.action = "removed";
