@@ -90,8 +90,9 @@ engine::StopOptions to_stop_options(bool force, const MaybeSeconds& timeout) {
 }
 
 py::dict to_dict(const ReconcileRow& row) {
-  return py::dict("id"_a = to_str(row.id), "name"_a = to_str(row.name), "hypervisor"_a = row.hypervisor,
-                  "status"_a = row.status, "record_state"_a = row.record_state, "ledger_state"_a = row.ledger_state,
+  return py::dict("kind"_a = row.kind, "id"_a = to_str(row.id), "name"_a = to_str(row.name),
+                  "hypervisor"_a = row.hypervisor, "status"_a = row.status, "record_state"_a = row.record_state,
+                  "ledger_state"_a = row.ledger_state,
                   "pid"_a = row.pid != 0 ? py::object(py::int_(row.pid)) : py::none(), "action"_a = to_str(row.action));
 }
 
@@ -294,7 +295,9 @@ void bind_backend(BackendClass& backend) {
 }
 
 void bind_report(py::module_& m) {
-  py::class_<ReconcileReport>(m, "ReconcileReport", "Ledger, records and processes, three ways; a row for each VM.")
+  py::class_<ReconcileReport>(
+      m, "ReconcileReport",
+      "Ledger, records and processes, three ways; a row for each VM, and for each snapshot that does not agree.")
       .def_property_readonly("rows",
                              [](const ReconcileReport& r) -> JsonRows {
                                py::list rows;

@@ -651,7 +651,7 @@ class GCReport:
         """
 class ReconcileReport:
     """
-    Ledger, records and processes, three ways; a row for each VM.
+    Ledger, records and processes, three ways; a row for each VM, and for each snapshot that does not agree.
     """
     def _repr_html_(self) -> str:
         ...

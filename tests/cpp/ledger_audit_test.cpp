@@ -334,6 +334,16 @@ TEST_F(AuditTest, SeqGoesOnFromFileToFileOfAFolder) {
   EXPECT_TRUE(audit(find_files(both)).ok()) << "each folder is a node of its own";
 }
 
+TEST_F(AuditTest, TwoLedgersOfOneFolderEachHaveTheirSeqs) {
+  test::quiet_day().write(dir_ / "a.jsonl");
+  LedgerText().vm_create("w", 5).vm_start("w", 6).repeat_last().write(dir_ / "b.jsonl");
+  const std::vector<std::string> folder = {dir_.path().string()};
+  const auto report = audit(find_files(folder));
+  ASSERT_EQ(report.findings.size(), 1U);
+  EXPECT_EQ(report.findings[0].code, Code::kSeqRepeat);
+  EXPECT_TRUE(report.findings[0].file.ends_with("b.jsonl"));
+}
+
 TEST_F(AuditTest, FindingsAreInTheOrderOfTheLines) {
   LedgerText text = test::quiet_day();
   text.vm_create("v1", 60).line("garbage").vm_stop("v2", 70, [](Entry& e) { e.shape = {}; }).vm_stop("v2", 80);

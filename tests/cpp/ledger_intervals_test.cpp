@@ -110,6 +110,30 @@ TEST(OnceTest, SaysWhatASetOfAllNumbersWouldSay) {
   }
 }
 
+TEST(OnceTest, LedgersOfTwoNodesInOneFolderHaveNumbersOfTheirOwn) {
+  Once once;
+  once.set_files({"/a/one.1-9.jsonl.zst", "/a/one.jsonl", "/a/two.1-9.jsonl", "/a/two.jsonl.gz", "/a/odd"});
+  EXPECT_TRUE(once.is_new(1, 0));
+  EXPECT_FALSE(once.is_new(1, 1)) << "the same ledger";
+  EXPECT_TRUE(once.is_new(1, 2));
+  EXPECT_FALSE(once.is_new(1, 3));
+  EXPECT_TRUE(once.is_new(1, 4));
+}
+
+TEST_F(IntervalsTest, TwoNodesLedgersInOneFolderAddUp) {
+  LedgerText one;
+  LedgerText two;
+  one.vm_start("a", 0).vm_stop("a", 10);
+  two.vm_start("b", 0).vm_stop("b", 20).repeat(0);
+  one.write(dir_ / "one.jsonl");
+  two.write(dir_ / "two.jsonl");
+  const std::vector<std::string> folder = {dir_.path().string()};
+  const auto intervals = read_intervals(find_files(folder), CrashEnd::kEnded, kMidnight);
+  ASSERT_EQ(intervals.size(), 2U);
+  EXPECT_EQ(intervals[0].length_ns, 10 * kSecond);
+  EXPECT_EQ(intervals[1].length_ns, 20 * kSecond);
+}
+
 TEST(OnceTest, ForgetsTheLowestGapsRatherThanGrowForEver) {
   Once once;
   once.set_files({"ledger.jsonl"});

@@ -304,6 +304,14 @@ TEST_F(LedgerFollowTest, ACopyOfWhatWasReadIsNotReadAgain) {
   EXPECT_EQ(drain(follower), Seqs{3});
 }
 
+TEST_F(LedgerFollowTest, AnotherLedgerOfTheFolderHasSeqsOfItsOwn) {
+  const fs::path path = put("m/one.jsonl", line_of(1) + line_of(2));
+  Follower follower(Selection{{path.parent_path().string()}});
+  put("m/two.jsonl", line_of(1));
+  append(path, line_of(3));
+  EXPECT_EQ(drain(follower), (Seqs{3, 1}));
+}
+
 TEST_F(LedgerFollowTest, WhatIsCutAndWrittenAgainComesOnce) {
   const fs::path path = put("ledger.jsonl", "");
   Follower follower(Selection{{path.string()}});

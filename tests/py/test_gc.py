@@ -271,14 +271,16 @@ def test_another_nodes_folders_in_a_shared_run_dir_stay(tmp_root: Path) -> None:
         theirs = first.backend("qemu").create(VMConfig("web", storage="1M"))
         with Node(tmp_root / "b", run_dir=shared, log_dir=tmp_root / "log") as second:
             second.backend("qemu").create(VMConfig("other", storage="1M"))
-            assert second.gc().removed == []
+            ours = second.backend("qemu").inspect("other")
+            assert first.gc().removed == second.gc().removed == []
             assert (theirs.run_dir / "cow.raw").exists()
+            assert (ours.run_dir / "cow.raw").exists()
         (shared / "qemu" / ID).mkdir()
         with Node(tmp_root / "c", run_dir=shared, log_dir=tmp_root / "log") as third:
             assert third.gc().removed == [], "it has never made a VM there"
 
 
-def test_a_folder_outside_of_the_root_is_collected_by_who_came_first(tmp_root: Path) -> None:
+def test_a_folder_outside_of_the_root_is_collected_by_its_only_node(tmp_root: Path) -> None:
     with Node(tmp_root / "a", run_dir=tmp_root / "run") as node:
         node.backend("qemu").create(VMConfig("web", storage="1M"))
         (tmp_root / "run" / "qemu" / ID).mkdir()

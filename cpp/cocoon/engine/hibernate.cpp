@@ -91,7 +91,7 @@ VmView Backend::hibernate(std::string_view ref, system::Cancel& cancel) {
       spdlog::warn("hibernate {}: it is hibernated, though an error was seen at the end", vm.config.name);
     }
     guest.abandon();
-    kill_process(*alive.process);
+    kill_vmm(*driver_, vm, *alive.process);
     PausedGuest::forget(vm);
     remove_runtime_files(vm);
     return view(load_vm(store, id));
@@ -113,7 +113,7 @@ VmView Backend::wake(std::string_view ref, system::Cancel& cancel) {
     driver_->check_saved(saved, binary());
     // 1. A VMM that a hibernate did not end, or a wake left, is not billed and must not go on.
     const auto alive = settle(*driver_, vm, "wake", cancel);
-    if (alive.life == Life::kAlive) kill_process(*alive.process);
+    if (alive.life == Life::kAlive) kill_vmm(*driver_, vm, *alive.process);
 
     std::optional<system::ProcessIdentity> process;
     try {

@@ -83,10 +83,11 @@ void Backend::wait_for_api(const VmRecord& vm, std::string_view verb, const syst
 system::FileLock Backend::lock_run_dir(const VmRecord& vm, std::string_view verb, system::Cancel& cancel) const {
   const auto path = system::Path(vm.run_dir) / kLockFile;
   const auto deadline = std::chrono::steady_clock::now() + kLockTimeout;
-  for (;;) {
+  for (bool first = true;; first = false) {
     std::error_code ignored;
     try {
       if (auto lock = system::FileLock::try_acquire(path)) return *std::move(lock);
+      if (first) kill_remnants(*driver_, vm);
     } catch (const StoreError&) {
       if (std::filesystem::exists(path.parent_path(), ignored)) throw;
     }
@@ -156,7 +157,7 @@ system::ProcessIdentity Backend::launch_saved(const VmRecord& vm, const vmm::Sav
 void Backend::discard(const VmRecord& vm, std::string_view verb,
                       const system::ProcessIdentity& process) const noexcept {
   try {
-    kill_process(process);
+    kill_vmm(*driver_, vm, process);
     for (;;) {
       const auto now = find_vm(node_->store(), vm.id);
       if (!now) return;

@@ -4,6 +4,7 @@
 #include <filesystem>
 
 #include <fmt/format.h>
+#include <spdlog/spdlog.h>
 
 #include "cocoon/error.h"
 #include "cocoon/system/cancel.h"
@@ -37,6 +38,14 @@ std::optional<system::ProcessInfo> find_recorded_alive(const lifecycle::VmRecord
   }
 }
 
+// Whether `found`, which looks like the VM's VMM, is only what that had forked. Each spawn begins with the removal of
+// the exit file: one that is there is that of the last VMM.
+bool is_remnant(const lifecycle::VmRecord& vm, const system::ProcessIdentity& found) {
+  const auto exit = system::find_exit_record(system::Path(vm.run_dir) / kExitFile);
+  if (!exit || exit->identity == found || (vm.process && exit->identity != from_record(*vm.process))) return false;
+  return exit->identity.boot_id == found.boot_id && exit->identity.start_ticks <= found.start_ticks;
+}
+
 }  // namespace
 
 lifecycle::ProcessIdentity to_record(const system::ProcessIdentity& process) {
@@ -67,7 +76,7 @@ Liveness probe(const vmm::Driver& driver, const lifecycle::VmRecord& vm) {
   try {
     const auto recorded = find_recorded_alive(vm);
     if (recorded && driver.owns(*recorded, vm.id, vm.run_dir))
-      return {.life = Life::kAlive, .process = recorded->identity, .why = {}};
+      return {.life = Life::kAlive, .process = recorded->identity, .remnant = {}, .why = {}};
 
     const system::Path lock = system::Path(vm.run_dir) / kLockFile;
     const auto state = system::FileLock::look(lock);
@@ -75,7 +84,11 @@ Liveness probe(const vmm::Driver& driver, const lifecycle::VmRecord& vm) {
     // Without the file nobody can tell by it: somebody removed the folder, perhaps under a living VMM.
     if (state == system::FileLock::State::kFree || (!held && vm.state == lifecycle::VmState::kCreating)) return {};
     const auto found = find_processes(driver, vm);
-    if (!found.empty()) return {.life = Life::kAlive, .process = found.front().identity, .why = {}};
+    if (!found.empty()) {
+      const auto& process = found.front().identity;
+      if (is_remnant(vm, process)) return {.process = {}, .remnant = process, .why = {}};
+      return {.life = Life::kAlive, .process = process, .remnant = {}, .why = {}};
+    }
     // Its first thread may be a zombie while the others, and the lock with them, still go: they are waited for.
     const auto deadline = std::chrono::steady_clock::now() + 5s;
     system::Cancel never;
@@ -84,14 +97,15 @@ Liveness probe(const vmm::Driver& driver, const lifecycle::VmRecord& vm) {
       if (!dying || std::chrono::steady_clock::now() >= deadline)
         return {.life = Life::kUnknown,
                 .process = {},
+                .remnant = {},
                 .why = fmt::format("{} is held by a process that is not found in /proc", lock.string())};
       system::pause_for(200us, never);
     }
     return {};
   } catch (const Inconclusive& error) {
-    return {.life = Life::kUnknown, .process = {}, .why = error.what()};
+    return {.life = Life::kUnknown, .process = {}, .remnant = {}, .why = error.what()};
   } catch (const StoreError& error) {
-    return {.life = Life::kUnknown, .process = {}, .why = error.what()};
+    return {.life = Life::kUnknown, .process = {}, .remnant = {}, .why = error.what()};
   }
 }
 
@@ -161,6 +175,21 @@ bool kill_process(const system::ProcessIdentity& process) {
     const auto found = system::find_process(process.pid);
     if (!found || !(found->identity == process) || std::chrono::steady_clock::now() >= deadline) return alive;
     system::pause_for(100us, never);
+  }
+}
+
+bool kill_vmm(const vmm::Driver& driver, const lifecycle::VmRecord& vm, const system::ProcessIdentity& process) {
+  const bool killed = kill_process(process);
+  kill_remnants(driver, vm);
+  return killed;
+}
+
+void kill_remnants(const vmm::Driver& driver, const lifecycle::VmRecord& vm) {
+  if (!system::FileLock::is_held(system::Path(vm.run_dir) / kLockFile)) return;
+  for (const auto& remnant : find_processes(driver, vm)) {
+    spdlog::info("{}: killing process {}, which its VMM had forked", vm.config.name, remnant.identity.pid);
+    // It is no child of the shim: nobody stamps its death, and who reaps it is not known.
+    if (const auto pidfd = system::Pidfd::open(remnant.identity)) system::kill_now(*pidfd);
   }
 }
 

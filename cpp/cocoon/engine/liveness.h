@@ -6,6 +6,10 @@
 // agree: argv, working directory and the inherited vm.lock among its descriptors must all be this VM's. A process that
 // is not proven to be this VM's is never signalled. While a VM is started or removed, the engine's process holds the
 // lock: for these moments nobody else can tell.
+//
+// A child that a VMM has forked looks like it in all of that, and holds the lock when the VMM is dead. The shim tells
+// them apart: its exit file says that the last VMM of the run dir is dead, and then who looks like it is a remnant.
+// Without that file nobody can know.
 
 #include <chrono>
 #include <optional>
@@ -25,6 +29,7 @@ enum class Life { kDead, kAlive, kUnknown };
 struct Liveness {
   Life life = Life::kDead;
   std::optional<system::ProcessIdentity> process;  // when alive
+  std::optional<system::ProcessIdentity> remnant;  // when dead: what the VMM had forked, and is still there
   std::string why;                                 // when unknown
 };
 
@@ -61,6 +66,14 @@ std::vector<system::ProcessInfo> find_processes(const vmm::Driver& driver, const
 
 // Kills that very process, and waits until its parent has stamped its death. False if it was dead already.
 bool kill_process(const system::ProcessIdentity& process);
+
+// The same for this VM's VMM, and for what it had forked.
+// Requires that nobody can be starting another one: the op lock is held.
+bool kill_vmm(const vmm::Driver& driver, const lifecycle::VmRecord& vm, const system::ProcessIdentity& process);
+
+// Kills what a VMM that is dead had forked: with vm.lock held, none of this VM could be started. Costs one look at the
+// lock where there is nothing. Requires the same. Errors Inconclusive.
+void kill_remnants(const vmm::Driver& driver, const lifecycle::VmRecord& vm);
 
 lifecycle::ProcessIdentity to_record(const system::ProcessIdentity& process);
 system::ProcessIdentity from_record(const lifecycle::ProcessIdentity& process);

@@ -18,8 +18,20 @@
 namespace cocoon::engine {
 namespace {
 
-constexpr const char* kOwnerFile = ".cocoon-node";  // holds the node's id
-constexpr std::size_t kLongestOwner = 64;
+constexpr const char* kOwnerFile = ".cocoon-node";  // the ids of the nodes that make VMs there, one per line
+constexpr std::size_t kLongestOwners = std::size_t{64} << 10;
+
+enum class Owner { kNobody, kThis, kThisAndOthers, kOthers };
+
+Owner find_owner(const system::Path& folder, std::string_view node_id) {
+  const auto text = system::find_text(folder / kOwnerFile, kLongestOwners);
+  bool is_this = false;
+  bool is_other = false;
+  std::istringstream lines(text.value_or(""));
+  for (std::string line; std::getline(lines, line);) (line == node_id ? is_this : is_other) = true;
+  if (is_this) return is_other ? Owner::kThisAndOthers : Owner::kThis;
+  return is_other ? Owner::kOthers : Owner::kNobody;
+}
 
 // As /proc shows it, links resolved: VMMs are found again by their working directory.
 system::Path canonical_path(const system::Path& path) {
@@ -117,22 +129,25 @@ std::vector<VmView> Node::vms() const {
 
 VmView Node::find(std::string_view ref) const { return view(vm_from_row(store_->resolve(store::Table::kVm, ref))); }
 
+bool Node::is_below_root(const system::Path& folder) const {
+  return folder.lexically_relative(root_).begin()->string() != "..";
+}
+
 bool Node::owns(const system::Path& folder) const {
-  if (folder.lexically_relative(root_).begin()->string() != "..") return true;
-  const auto owner = system::find_text(folder / kOwnerFile, kLongestOwner);
-  return owner && *owner == id();
+  return is_below_root(folder) || find_owner(folder, id()) == Owner::kThis;
 }
 
 void Node::claim(const system::Path& folder) const {
-  if (owns(folder)) return;
+  if (is_below_root(folder)) return;
+  const auto owner = find_owner(folder, id());
+  if (owner == Owner::kThis || owner == Owner::kThisAndOthers) return;
   const auto path = folder / kOwnerFile;
-  const system::Fd file(::open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600));
-  if (!file) {
-    if (errno == EEXIST) return;
-    throw StoreError(system_message("create " + path.string(), errno), path.string(), errno);
-  }
-  // Die before the id is written: the folder is nobody's, and nothing in it is collected.
-  if (::write(file.get(), id().data(), id().size()) != static_cast<ssize_t>(id().size()))
+  const system::Fd file(::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW, 0600));
+  if (!file) throw StoreError(system_message("create " + path.string(), errno), path.string(), errno);
+  // One write behind whatever others write at this moment. Die before it: the folder is not ours, and we collect
+  // nothing in it.
+  const auto line = id() + "\n";
+  if (::write(file.get(), line.data(), line.size()) != static_cast<ssize_t>(line.size()))
     throw StoreError(system_message("write " + path.string(), errno), path.string(), errno);
 }
 

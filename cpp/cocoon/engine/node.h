@@ -48,9 +48,10 @@ struct ReconcileRow {
   std::string hypervisor;
   std::string status;        // docs/ledger.md, "Reconcile"
   std::string record_state;  // "" without a record
-  std::string ledger_state;  // open, closed, unknown: what the ledger says of its compute interval
+  std::string ledger_state;  // open, closed, unknown: what the ledger says of its compute interval, or of a snapshot
   std::int64_t pid = 0;      // 0: no process
   std::string action;        // what was done, "" for nothing
+  std::string kind = "vm";   // or snapshot
 };
 
 struct ReconcileReport {
@@ -101,8 +102,9 @@ class Node {
   std::filesystem::path rotate_ledger() { return store_->rotate(); }
   void close() { store_->close(); }
 
-  // Run and log dirs may lie where another node has its own: below such a folder only the node that came first is the
-  // owner, and only it collects what no record of its own speaks for. `claim` makes it ours if it is nobody's.
+  // Run and log dirs may lie where another node has its own: what no record of ours speaks for may be the other's
+  // there, and is neither killed nor removed. A folder outside of the root is ours if only this node has made VMs below
+  // it; `claim` says so before it makes one. Errors StoreError.
   [[nodiscard]] bool owns(const system::Path& folder) const;
   void claim(const system::Path& folder) const;
 
@@ -110,6 +112,8 @@ class Node {
   [[nodiscard]] system::Path op_lock_path(std::string_view vm_id) const;
 
  private:
+  [[nodiscard]] bool is_below_root(const system::Path& folder) const;
+
   system::Path root_;
   system::Path run_dir_;
   system::Path log_dir_;

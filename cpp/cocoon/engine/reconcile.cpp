@@ -33,6 +33,7 @@ struct LedgerSide {
   bool known = false;
   std::set<std::string, std::less<>> open_compute;
   std::set<std::string, std::less<>> open_storage;
+  std::set<std::string, std::less<>> open_snapshots;
 
   [[nodiscard]] std::string_view compute_state(std::string_view id) const {
     if (!known) return "unknown";
@@ -46,6 +47,11 @@ struct LedgerSide {
     if ((vm.compute_open() && !compute) || (vm.storage_open() && !storage)) return "record-open-ledger-closed";
     if (compute != vm.compute_open() || storage != vm.storage_open()) return "record-closed-ledger-open";
     return {};
+  }
+  [[nodiscard]] std::string_view differs(const snapshot::SnapshotRecord& record) const {
+    const bool open = open_snapshots.contains(record.id);
+    if (open == !record.pending) return {};
+    return open ? "record-closed-ledger-open" : "record-open-ledger-closed";
   }
 };
 
@@ -67,6 +73,7 @@ LedgerSide read_ledger(const Node& node) {
     if (!interval.open) continue;
     if (interval.dimension == ledger::Dimension::kVmCompute) side.open_compute.insert(interval.id);
     if (interval.dimension == ledger::Dimension::kVmStorage) side.open_storage.insert(interval.id);
+    if (interval.dimension == ledger::Dimension::kSnapStorage) side.open_snapshots.insert(interval.id);
   }
   side.known = true;
   return side;
@@ -98,6 +105,7 @@ class Reconciler {
     for (const auto& [hypervisor, process] : strays)
       isolated(process.cwd.filename().string(), [&] { stray(hypervisor, process, known); });
     compare_rest(side, known);
+    compare_snapshots(side);
     compare_kept();
     return std::move(report_);
   }
@@ -109,8 +117,10 @@ class Reconciler {
   };
 
   // VMMs of this node: their working directory is a run dir of it, whether the folder still exists or not.
+  // In a run dir that others have too they may be the others'.
   std::vector<Stray> scan() const {
     std::vector<Stray> found;
+    if (!node_.owns(node_.run_dir())) return found;
     for (const auto hypervisor : vmm::hypervisors()) {
       const auto& driver = node_.driver(hypervisor);
       const auto parent = node_.run_dir() / hypervisor;
@@ -153,8 +163,10 @@ class Reconciler {
           if (!known.contains(id) && !find_vm(node_.store(), id)) ids.insert(id);
       return ids;
     };
-    if (unknown(before).empty() || node_.pending() > 0) return;
-    for (const auto& id : unknown(read_ledger(node_)))
+    const auto candidates = unknown(before);
+    if (candidates.empty() || node_.pending() > 0) return;
+    for (const auto& id : unknown(read_ledger(node_))) {
+      if (!candidates.contains(id)) continue;  // came and went meanwhile
       add({.id = id,
            .name = {},
            .hypervisor = {},
@@ -162,6 +174,46 @@ class Reconciler {
            .record_state = {},
            .ledger_state = "open"},
           false);
+    }
+  }
+
+  // Snapshots have no processes, and a row only where record and ledger differ. The ledger was read before the records,
+  // and is read again after them; a record that went between is no disagreement.
+  void compare_snapshots(const LedgerSide& before) {
+    if (!before.known) return;
+    const auto& store = node_.store();
+    std::vector<std::string> differing;
+    auto without_record = before.open_snapshots;
+    for (const auto& row : store.list(store::Table::kSnapshot)) {
+      without_record.erase(row.id);
+      if (!before.differs(snapshot::record_from_row(row)).empty()) differing.push_back(row.id);
+    }
+    if ((differing.empty() && without_record.empty()) || node_.pending() > 0) return;
+    const auto now = read_ledger(node_);
+    if (!now.known) return;
+    for (const auto& id : differing) {
+      const auto record = snapshot::find_record(store, id);
+      if (!record) continue;
+      if (const auto status = now.differs(*record); !status.empty())
+        add({.id = id,
+             .name = record->name,
+             .hypervisor = record->hypervisor,
+             .status = std::string(status),
+             .record_state = record->pending ? "pending" : "ready",
+             .ledger_state = record->pending ? "open" : "closed",
+             .kind = "snapshot"},
+            false);
+    }
+    for (const auto& id : without_record)
+      if (now.open_snapshots.contains(id))
+        add({.id = id,
+             .name = {},
+             .hypervisor = {},
+             .status = "ledger-open-no-record",
+             .record_state = {},
+             .ledger_state = "open",
+             .kind = "snapshot"},
+            false);
   }
 
   void add(ReconcileRow row, bool ok) {
@@ -221,10 +273,10 @@ class Reconciler {
     }
     try {
       const auto alive = settle(driver, vm, "reconcile", cancel_);
-      if (vm.dirty) return dirty(vm, alive, std::move(row));
+      if (vm.dirty) return dirty(vm, driver, alive, std::move(row));
       if (fix_) DiskExchange::clean_up(vm.config);
       if (fix_ && alive.life != Life::kAlive) PausedGuest::forget(vm);
-      if (alive.life != Life::kAlive) return dead(vm, side, std::move(row));
+      if (alive.life != Life::kAlive) return dead(vm, driver, alive.remnant, side, std::move(row));
       row.pid = alive.process->pid;
       living(vm, driver, *alive.process, side, std::move(row));
     } catch (const Inconclusive& error) {
@@ -245,7 +297,7 @@ class Reconciler {
       const auto guest = find_guest_state(driver, vm, process, kApiTimeout, cancel_);
       if (!guest) {  // it died while it was asked
         row.pid = 0;
-        return dead(vm, side, std::move(row));
+        return dead(vm, driver, {}, side, std::move(row));
       }
       runs = guest == vmm::GuestState::kRunning || guest == vmm::GuestState::kPaused;
     } catch (const VmmError& error) {
@@ -256,7 +308,7 @@ class Reconciler {
       // A hibernated VM's memory is in its snapshot, and so are its disks: what runs was left by a hibernate or a wake.
       row.status = "orphan-process";
       if (fix_) {
-        kill_process(process);
+        kill_vmm(driver, vm, process);
         PausedGuest::forget(vm);
         if (vm.compute_open()) commit_if(node_.store(), vm, lifecycle::FoundDead{.death = find_death(vm)});
         row.action = runs ? "killed, the VM is hibernated" : "killed, no guest ran in it";
@@ -299,11 +351,11 @@ class Reconciler {
   }
 
   // A restore whose maker died between the old disks and the new ones, or behind: the old ones come back.
-  void dirty(const VmRecord& vm, const Liveness& alive, ReconcileRow row) {
+  void dirty(const VmRecord& vm, const vmm::Driver& driver, const Liveness& alive, ReconcileRow row) {
     row.status = "half-restored";
     if (alive.process) row.pid = alive.process->pid;
     if (fix_ && !only_garbage_) {
-      if (alive.process) kill_process(*alive.process);
+      if (alive.process) kill_vmm(driver, vm, *alive.process);
       DiskExchange::put_back(vm.config);
       if (commit_if(node_.store(), vm, lifecycle::RestoreFailed{.dirty = false}).race == Race::kWon)
         row.action = alive.process ? "killed, and its old disks put back" : "old disks put back";
@@ -328,7 +380,8 @@ class Reconciler {
                            .hypervisor = kept.hypervisor,
                            .status = "kept-without-vm",
                            .record_state = {},
-                           .ledger_state = {}};
+                           .ledger_state = {},
+                           .kind = "snapshot"};
         if (fix_) {
           node_.snapshots().remove(kept.id, cancel_);
           found.action = "removed";
@@ -338,11 +391,19 @@ class Reconciler {
     }
   }
 
-  void dead(const VmRecord& vm, const LedgerSide& side, ReconcileRow row) {
+  void dead(const VmRecord& vm, const vmm::Driver& driver, const std::optional<system::ProcessIdentity>& remnant,
+            const LedgerSide& side, ReconcileRow row) {
+    if (remnant && fix_) kill_remnants(driver, vm);
     if (vm.compute_open()) {
       row.status = "open-but-process-dead";
       if (fix_ && commit_if(node_.store(), vm, lifecycle::FoundDead{.death = find_death(vm)}).race == Race::kWon)
         row.action = "closed";
+      return add(std::move(row), false);
+    }
+    if (remnant) {
+      row.status = "orphan-process";
+      row.pid = remnant->pid;
+      if (fix_) row.action = "killed, its VMM is dead";
       return add(std::move(row), false);
     }
     compared(vm, side, std::move(row));
@@ -370,7 +431,7 @@ class Reconciler {
     if (fix_) {
       kill_process(process.identity);
       system::remove_tree(node_.run_dir() / hypervisor / id);
-      system::remove_tree(node_.log_dir() / hypervisor / id);
+      if (node_.owns(node_.log_dir())) system::remove_tree(node_.log_dir() / hypervisor / id);
       row.action = "killed";
     }
     lock->retire();

@@ -100,7 +100,7 @@ void Backend::restore_locked(const std::string& id, const snapshot::Use& use, sy
     }
     if (!vm.dirty) break;
     // A restore has died in its middle. Its VMM, if it had one, was never billed.
-    if (alive) kill_process(*alive);
+    if (alive) kill_vmm(*driver_, vm, *alive);
     undo(store, vm);
     break;
   }
@@ -111,7 +111,7 @@ void Backend::restore_locked(const std::string& id, const snapshot::Use& use, sy
     DiskExchange disks(saved, config, cancel);
     cancel.check();
     // 2. The VMM ends. Die here: found dead, with the old disks.
-    if (alive && !kill_process(*alive) && vm.compute_open()) {
+    if (alive && !kill_vmm(*driver_, vm, *alive) && vm.compute_open()) {
       // It died by itself a moment ago.
       if (auto dead = commit_if(store, vm, lifecycle::FoundDead{.death = find_death(vm)}); dead.race == Race::kWon)
         vm = *std::move(dead.record);

@@ -46,7 +46,7 @@ void Backend::start_locked(const std::string& id, system::Cancel& cancel) {
       if (!guest) continue;  // it died while it was asked
       if (guest == vmm::GuestState::kNotBooted || guest == vmm::GuestState::kEnded) {
         // Half made by a starter that died, or its guest is over: existing is not running.
-        kill_process(*alive.process);
+        kill_vmm(*driver_, vm, *alive.process);
         continue;
       }
       PausedGuest::rescue(*driver_, vm, cancel);

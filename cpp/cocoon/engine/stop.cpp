@@ -111,6 +111,7 @@ void Backend::stop_locked(const std::string& id, const StopOptions& options, sys
     }
     if (done.race == Race::kGone) throw NotFound(fmt::format("stop {}: it was removed meanwhile", vm.config.name), id);
     if (done.race == Race::kChanged) continue;
+    kill_remnants(*driver_, vm);
     remove_runtime_files(vm);
     return;
   }

@@ -70,7 +70,7 @@ class Auditor {
   AuditReport run(const Check& check);
 
  private:
-  // One node's ledger: the files of one folder.
+  // One node's ledger.
   struct Node {
     Sequence sequence;
     std::string boot_id;  // of the last entry that had both clocks
@@ -105,7 +105,7 @@ class Auditor {
   std::shared_ptr<const Files> files_;
   std::uint64_t expected_;
   AuditReport report_;
-  std::map<std::string, Node> nodes_;  // by folder
+  std::map<std::string, Node> nodes_;  // by stream_of()
   const std::filesystem::path* file_ = nullptr;
   Node* node_ = nullptr;  // of file_
   Position at_;           // of the entry that is looked at
@@ -143,7 +143,7 @@ Auditor::Auditor(const Files& files, std::uint64_t expected)
 Auditor::Node& Auditor::node_of(const Position& at) {
   if (at.file != file_) {
     file_ = at.file;
-    node_ = &nodes_[at.file->parent_path().string()];
+    node_ = &nodes_[stream_of(*at.file)];
   }
   return *node_;
 }
@@ -322,7 +322,7 @@ void Auditor::look_at_source(const EntryView& entry) {
 // What the node has written, and the ledger no longer has, because somebody cut it or took it away.
 void Auditor::find_missing_end() {
   std::uint64_t last = 0;
-  for (const auto& [folder, node] : nodes_) {
+  for (const auto& [stream, node] : nodes_) {
     last = std::max(last, node.sequence.last());
   }
   if (last >= expected_) {
@@ -346,7 +346,7 @@ void Auditor::finish() {
   if (expected_ > 0) {
     find_missing_end();
   }
-  for (const auto& [folder, node] : nodes_) {
+  for (const auto& [stream, node] : nodes_) {
     for (const auto& [first, gap] : node.sequence.gaps()) {
       Finding found = finding(Code::kSeqGap, gap.before,
                               first == gap.last ? fmt::format("seq {} is missing", first)

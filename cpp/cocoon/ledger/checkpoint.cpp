@@ -27,7 +27,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr std::string_view kMagic = "cocoon usage checkpoint 2\n";
+constexpr std::string_view kMagic = "cocoon usage checkpoint 3\n";
 constexpr std::uint64_t kCompared = 4096;  // bytes at the beginning, and before where the reading ended
 
 struct FileState {

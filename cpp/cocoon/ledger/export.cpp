@@ -75,6 +75,34 @@ void check_query(const Files& files, const ExportQuery& query) {
   }
 }
 
+// Two ledgers of one folder that both have numbers: `<node>/<seq>` would name two things. The Go engine's have none,
+// and keep one node's VMs and snapshots apart.
+class OneNode {
+ public:
+  OneNode(const Files& files, const ExportQuery& query) : files_(files), matters_(names_node(query.format)) {}
+
+  void check(const EntryView& entry, std::size_t file) {
+    if (!matters_ || !entry.seq || file == file_) {
+      return;
+    }
+    std::string stream = stream_of(files_[file]);
+    if (file_ && stream != stream_) {
+      throw InvalidArgument(
+          fmt::format("export: {} and {} both have numbered entries, so they are several nodes'; "
+                      "allowed is one",
+                      files_[*file_].string(), files_[file].string()));
+    }
+    stream_ = std::move(stream);
+    file_ = file;
+  }
+
+ private:
+  const Files& files_;
+  bool matters_;
+  std::optional<std::size_t> file_;  // of the last numbered entry
+  std::string stream_;
+};
+
 // Rows on their way to the sink, and how far the reading is.
 class Output {
  public:
@@ -266,12 +294,14 @@ std::uint64_t export_ledger(const Files& files, const ExportQuery& query, const 
   check_query(files, query);
   Output output(files, sink, progress);
   const Range range(query);
+  OneNode node(files, query);
   if (query.format == ExportFormat::kFocus) {
     FocusExport rows(query, output);
     rows.begin();
     const auto visit = [&](const Batch& batch, std::size_t at) {
       const Batch::Item& item = batch.items[at];
       output.read_to(files[batch.block.file], batch.block.offset + item.offset);
+      node.check(item.entry, batch.block.file);
       if (!range.behind(item.entry)) {
         rows.add(item, range.before(item.entry));
       }
@@ -284,6 +314,7 @@ std::uint64_t export_ledger(const Files& files, const ExportQuery& query, const 
     const auto visit = [&](const Batch& batch, std::size_t at) {
       const Batch::Item& item = batch.items[at];
       output.read_to(files[batch.block.file], batch.block.offset + item.offset);
+      node.check(item.entry, batch.block.file);
       if (!range.behind(item.entry) && !range.before(item.entry)) {
         rows.add(to_entry(item.entry));
       }

@@ -30,8 +30,7 @@ std::tuple<std::string, std::uint64_t, std::string> order_of(const fs::path& pat
   constexpr std::uint64_t kCurrent = std::numeric_limits<std::uint64_t>::max();
   const std::string name = path.filename().string();
   const auto part = metering::parse_part_name(name);
-  const std::string_view stem = part ? std::string_view(part->stem) : metering::ledger_stem(name);
-  return {(path.parent_path() / (stem.empty() ? name : stem)).string(), part ? part->first : kCurrent, name};
+  return {stream_of(path), part ? part->first : kCurrent, name};
 }
 
 // In reading order. A part of the same stem and seqs that was packed, and not yet removed, is there once.
@@ -83,6 +82,13 @@ Files matching(const std::string& pattern) {
 }
 
 }  // namespace
+
+std::string stream_of(const fs::path& file) {
+  const std::string name = file.filename().string();
+  const auto part = metering::parse_part_name(name);
+  const std::string_view stem = part ? std::string_view(part->stem) : metering::ledger_stem(name);
+  return (file.parent_path() / (stem.empty() ? name : stem)).string();
+}
 
 Files find_files(std::span<const std::string> patterns) {
   Files files;

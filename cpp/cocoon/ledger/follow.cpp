@@ -111,7 +111,7 @@ void Follower::add_file(const std::filesystem::path& path, bool at_end) {
   if (name.ends_with(".zst") || name.ends_with(".gz")) {
     // Nothing is ever appended to it. What it repeats is known by its name.
     const auto part = metering::parse_part_name(name);
-    std::uint64_t& last = last_seq_[path.parent_path().string()];
+    std::uint64_t& last = last_seq_[stream_of(path)];
     if (at_end && part) last = std::max(last, part->last);
     const bool read = !at_end && (!part || part->last > last);
     if (read) file->packed = std::make_unique<EntryReader>(std::make_shared<const Files>(Files{path}));
@@ -137,7 +137,7 @@ void Follower::begin_at_end(File& file) {
     const std::size_t before = tail.rfind('\n', end - 1);
     const std::size_t start = before == std::string::npos ? 0 : before + 1;
     if (const std::uint64_t seq = metering::line_seq(std::string_view(tail).substr(start, end - start)); seq != 0) {
-      std::uint64_t& known_seq = last_seq_[file.path.parent_path().string()];
+      std::uint64_t& known_seq = last_seq_[stream_of(file.path)];
       known_seq = std::max(known_seq, seq);
       return;
     }
@@ -147,7 +147,7 @@ void Follower::begin_at_end(File& file) {
 
 void Follower::take_entry(File& file, metering::Entry&& entry) {
   if (entry.seq) {
-    std::uint64_t& last = last_seq_[file.path.parent_path().string()];
+    std::uint64_t& last = last_seq_[stream_of(file.path)];
     if (file.again && *entry.seq <= last) {
       return;
     }

@@ -50,7 +50,7 @@ class Follower {
 
   Selection selection_;
   std::vector<std::unique_ptr<File>> files_;
-  std::map<std::string, std::uint64_t> last_seq_;  // delivered or skipped, by folder
+  std::map<std::string, std::uint64_t> last_seq_;  // delivered or skipped, by stream_of()
   std::deque<std::variant<metering::Entry, LedgerError>> found_;
 };
 

@@ -42,9 +42,9 @@ bool Iterator::moved() const { return readings_ < kMostReadings && identities(fi
 bool Iterator::is_new(const PlacedEntry& placed) {
   const auto file = static_cast<std::size_t>(placed.at.file - files_->data());
   if (placed.entry.seq) return once_.is_new(placed.entry.seq, file) || readings_ == 1;
-  const std::string folder = placed.at.file->parent_path().string();
-  std::uint64_t& passed = passed_[folder];
-  std::uint64_t& handed_out = unnumbered_[folder];
+  const std::string stream = stream_of(*placed.at.file);
+  std::uint64_t& passed = passed_[stream];
+  std::uint64_t& handed_out = unnumbered_[stream];
   if (++passed <= handed_out) return false;
   handed_out = passed;
   return true;

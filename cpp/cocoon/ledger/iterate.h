@@ -40,7 +40,7 @@ class Iterator {
   std::unique_ptr<EntryReader> reader_;
   const std::filesystem::path* file_ = nullptr;  // of the entry before
   Once once_;
-  std::map<std::string, std::uint64_t> unnumbered_;  // handed out, by folder
+  std::map<std::string, std::uint64_t> unnumbered_;  // handed out, by stream_of()
   std::map<std::string, std::uint64_t> passed_;      // of these, met again in this reading
   bool begun_ = false;                               // an entry was handed out, or a bad line
   bool again_ = false;                               // of what was handed out; nothing new was met yet

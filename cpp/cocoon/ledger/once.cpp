@@ -10,7 +10,7 @@ namespace cocoon::ledger {
 void Once::set_files(const Files& files) {
   by_file_.clear();
   by_file_.reserve(files.size());
-  for (const auto& file : files) by_file_.push_back(&nodes_[file.parent_path().string()]);
+  for (const auto& file : files) by_file_.push_back(&nodes_[stream_of(file)]);
 }
 
 bool Once::fills_gap(Node& node, std::uint64_t seq) {
@@ -41,8 +41,8 @@ void Once::say() const {
 
 void Once::save(std::string& out) const {
   put(out, static_cast<std::uint64_t>(nodes_.size()));
-  for (const auto& [folder, node] : nodes_) {
-    put(out, std::string_view(folder));
+  for (const auto& [stream, node] : nodes_) {
+    put(out, std::string_view(stream));
     put(out, node.last);
     put(out, static_cast<std::uint64_t>(node.gaps.size()));
     for (const auto& [first, last] : node.gaps) {

@@ -17,14 +17,14 @@
 namespace cocoon::ledger {
 
 // By the rule of Sequence, of which this keeps only what is needed for the answer: a number at or below the highest
-// seen is a repeat unless it was missing. Numbers are a node's, and the files of one folder are one node's ledger. An
+// seen is a repeat unless it was missing. Numbers are a node's, and its ledger's files are those of one stream_of(). An
 // entry without a number is always new. Memory: the gaps, at most kMostGaps of a node. The lowest is forgotten first,
 // and what comes out of it is a repeat.
 class Once {
  public:
   static constexpr std::size_t kMostGaps = 65'536;
 
-  // What is_new calls file 0, 1, …; what was seen of their folders stays seen.
+  // What is_new calls file 0, 1, …; what was seen of their ledgers stays seen.
   void set_files(const Files& files);
 
   bool is_new(const std::optional<std::uint64_t>& seq, std::size_t file) {
@@ -50,7 +50,7 @@ class Once {
 
   bool fills_gap(Node& node, std::uint64_t seq);
 
-  std::map<std::string, Node> nodes_;  // by folder
+  std::map<std::string, Node> nodes_;  // by stream_of()
   std::vector<Node*> by_file_;
   std::uint64_t repeats_ = 0;
   std::uint64_t first_repeat_ = 0;

@@ -26,6 +26,10 @@ namespace cocoon::ledger {
 // looked at.
 Files find_files(std::span<const std::string> patterns);
 
+// Which ledger a file is of: its folder and its name, without what a part and a packed file have more. The files of one
+// go on from each other's seqs; another one, also in the same folder, is another node's and has seqs of its own.
+std::string stream_of(const std::filesystem::path& file);
+
 // What a caller means by a ledger.
 struct Selection {
   std::vector<std::string> patterns;  // as find_files takes them

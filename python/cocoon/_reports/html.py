@@ -126,9 +126,9 @@ def reconcile_html(report: ReconcileReport) -> str:
             line = f'<p class="good">✓ reconcile: {fixed:,} put right, now records, ledger and processes agree</p>'
     else:
         line = '<p class="bad">✗ reconcile: records, ledger and processes do not agree</p>'
-    columns = ("name", "id", "hypervisor", "status", "record_state", "ledger_state", "pid", "action")
+    columns = ("kind", "name", "id", "hypervisor", "status", "record_state", "ledger_state", "pid", "action")
     shown = [[row[column] for column in columns] for row in rows[:_ROWS]]
-    table = _table(columns, shown, total=len(rows), what="VMs", bad=() if report.ok else ("status",)) if rows else ""
+    table = _table(columns, shown, total=len(rows), what="rows", bad=() if report.ok else ("status",)) if rows else ""
     return _page(line, f"<p>{summary}</p>", table)
 
 

@@ -30,9 +30,10 @@ def reconcile(
     if as_json:
         output.print_json({"ok": report.ok, "rows": report.rows})
     else:
-        columns = ("NAME", "ID", "STATUS", "RECORD", "LEDGER", "PID", "ACTION")
+        columns = ("KIND", "NAME", "ID", "STATUS", "RECORD", "LEDGER", "PID", "ACTION")
         rows = [
             (
+                output.plain(row["kind"]),
                 output.plain(row["name"]),
                 short_id(row["id"]),
                 Cell(row["status"], "green" if row["status"] == "ok" else "red"),
