@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from cocoon import InvalidArgument, Node, VMConfig
+from cocoon.testing import SimulatedVmms
 from harness import check_node, engine_process, finish, in_threads, ledger_lines, reasons
 from snapshot_support import check_store, data_folder
 
@@ -276,6 +278,30 @@ def test_another_nodes_folders_in_a_shared_run_dir_stay(tmp_root: Path) -> None:
         (shared / "qemu" / ID).mkdir()
         with Node(tmp_root / "c", run_dir=shared, log_dir=tmp_root / "log") as third:
             assert third.gc().removed == [], "it has never made a VM there"
+
+
+def test_a_vm_that_its_removal_has_killed_is_no_crash(
+    tmp_root: Path, tmp_path: Path, wait_until: Callable[..., None]
+) -> None:
+    vmms = SimulatedVmms(tmp_path / "vmms")
+    with Node(tmp_root, binaries=vmms.binaries) as node, ThreadPoolExecutor(1) as pool:
+        backend = node.backend("firecracker")
+        vm = backend.create(VMConfig("web", memory="64M", storage="1M", kernel=vmms.kernel))
+        backend.start("web")
+        pid = backend.inspect("web").pid
+        # Its folder takes long to remove.
+        many = vm.run_dir / "many"
+        many.mkdir()
+        for number in range(5_000):
+            (many / str(number)).touch()
+        removal = pool.submit(backend.delete, "web", force=True)
+        wait_until(lambda: not Path(f"/proc/{pid}").exists(), "the VMM is killed and reaped")
+        report = node.gc()
+        assert report.removed == report.failed == []
+        assert removal.result() == [vm.id]
+    said = reasons(ledger_lines(tmp_root), vm.id)
+    assert said[2:] == [("vm.compute.stop", "stop-user"), ("vm.storage.stop", "vm-rm")]
+    assert check_node(tmp_root) == {}
 
 
 def test_a_folder_outside_of_the_root_is_collected_by_who_came_first(tmp_root: Path) -> None:
