@@ -139,6 +139,8 @@ class Backend {
   void wait_for_api(const lifecycle::VmRecord& vm, std::string_view verb, const system::Pidfd& process,
                     system::Cancel& cancel) const;
   [[noreturn]] void report_death(const lifecycle::VmRecord& vm, std::string_view verb, const std::string& when) const;
+  // What `error` is about, if it is not what it says: report_death(), or NotFound when the VM is being removed.
+  void explain(const lifecycle::VmRecord& vm, std::string_view verb, std::string_view when, const Error& error) const;
   // Ends a VMM that a sequence made and does not keep, and its interval if somebody has opened one for it.
   void discard(const lifecycle::VmRecord& vm, std::string_view verb,
                const system::ProcessIdentity& process) const noexcept;
