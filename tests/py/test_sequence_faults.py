@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -399,6 +400,21 @@ def test_a_vmm_that_never_answers_loads_nothing(stage: Stage, verb: str) -> None
     with pytest.raises(VmmTimeout, match="did not answer within 300 ms"):
         stage.load(verb, Backend(stage.node, stage.hypervisor, socket_timeout=0.3))
     stage.check_not_loaded(verb, vm)
+
+
+def test_a_vmm_that_lost_its_folder_is_not_waited_for(stage: Stage, wait_until: Wait) -> None:
+    """As one that is spawned just after a removal has looked for processes."""
+    vm = stage.prepare("clone")
+    stage.plan(Fault("refuse"))
+    others = {vm.pid or 0}
+    with ThreadPoolExecutor(1) as pool:
+        cloning = pool.submit(stage.load, "clone", Backend(stage.node, stage.hypervisor, socket_timeout=60))
+        wait_until(lambda: stage.vmms_beside(others), "a VMM that nobody reaches")
+        (clone,) = (v for v in stage.node.vms() if v.name == "c1")
+        shutil.rmtree(clone.run_dir)
+        with pytest.raises(NotFound, match="clone c1: it was removed meanwhile"):
+            cloning.result()
+    stage.check_not_loaded("clone", vm)
 
 
 @pytest.mark.parametrize("verb", ["clone", "restore", "wake"])

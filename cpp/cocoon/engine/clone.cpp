@@ -29,9 +29,11 @@ VmView Backend::clone(std::string_view snapshot, const VmSpec& spec, system::Can
   // The lock says that the placeholder has an owner. Die before it is reserved: an empty lock file, reused by nobody.
   OpLock lock(*node_, id, cancel);
   std::optional<system::ProcessIdentity> process;
+  bool is_reserved = false;
   try {
     // 1. The name is taken. Die here: a placeholder whose lock is free; rm and reconcile remove it.
     vm = *commit(node_->store(), id, lifecycle::Reserve{.record = vm});
+    is_reserved = true;
     // 2. Folders and disks. Die here: the same placeholder, with folders that go with it.
     make_vm_dirs(vm);
     node_->claim(node_->run_dir());
@@ -57,7 +59,15 @@ VmView Backend::clone(std::string_view snapshot, const VmSpec& spec, system::Can
     const auto now = find_vm(node_->store(), id);
     if (process && (!now || now->process != to_record(*process))) discard(vm, "clone", *process);
     take_back(vm, "clone", lock);
-    throw;
+    if (now || !is_reserved) throw;
+    try {
+      throw;
+    } catch (const Cancelled&) {
+      throw;
+    } catch (const Error&) {
+      // Whatever it stumbled over is what the removal has left.
+      throw NotFound(fmt::format("clone {}: it was removed meanwhile", vm.config.name), vm.id);
+    }
   }
 }
 

@@ -89,6 +89,9 @@ void Backend::wait_for_api(const VmRecord& vm, std::string_view verb, const syst
     // The wait for its death is the pause between two looks: short against what it has taken so far.
     const auto pause = std::clamp<std::chrono::nanoseconds>((std::chrono::steady_clock::now() - begin) / 8, 100us, 1ms);
     if (process.wait(pause, cancel)) report_death(vm, verb, "before its API socket answered");
+    // Spawned just after a removal had looked for processes, it has lost its socket with its folder.
+    if (std::error_code ignored; !std::filesystem::exists(vm.run_dir, ignored))
+      throw NotFound(fmt::format("{} {}: it was removed meanwhile", verb, vm.config.name), vm.id);
     if (std::chrono::steady_clock::now() >= deadline) {
       auto tail = system::tail_text(driver_->log(vm), kLogLines);
       throw VmmTimeout(
