@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cocoon import InvalidArgument, Node, VMConfig
+from cocoon import VM, Backend, InvalidArgument, Node, VMConfig
+from cocoon.testing import HYPERVISORS, SimulatedVmms
 from harness import check_node, engine_process, finish, in_threads, ledger_lines, reasons
 from snapshot_support import check_store, data_folder
+from vmms import console, processes_below
 
 ID = "a" * 26
 
@@ -278,6 +283,97 @@ def test_another_nodes_folders_in_a_shared_run_dir_stay(tmp_root: Path) -> None:
         (shared / "qemu" / ID).mkdir()
         with Node(tmp_root / "c", run_dir=shared, log_dir=tmp_root / "log") as third:
             assert third.gc().removed == [], "it has never made a VM there"
+
+
+def test_a_vm_that_its_removal_has_killed_is_no_crash(
+    tmp_root: Path, tmp_path: Path, wait_until: Callable[..., None]
+) -> None:
+    vmms = SimulatedVmms(tmp_path / "vmms")
+    with Node(tmp_root, binaries=vmms.binaries) as node, ThreadPoolExecutor(1) as pool:
+        backend = node.backend("firecracker")
+        vm = backend.create(VMConfig("web", memory="64M", storage="1M", kernel=vmms.kernel))
+        backend.start("web")
+        pid = backend.inspect("web").pid
+        # Its folder takes long to remove.
+        many = vm.run_dir / "many"
+        many.mkdir()
+        for number in range(5_000):
+            (many / str(number)).touch()
+        removal = pool.submit(backend.delete, "web", force=True)
+        wait_until(lambda: not Path(f"/proc/{pid}").exists(), "the VMM is killed and reaped")
+        report = node.gc()
+        assert report.removed == report.failed == []
+        assert removal.result() == [vm.id]
+    said = reasons(ledger_lines(tmp_root), vm.id)
+    assert said[2:] == [("vm.compute.stop", "stop-user"), ("vm.storage.stop", "vm-rm")]
+    assert check_node(tmp_root) == {}
+
+
+# Until it is told to stop; how often it has collected. What it finds would be in use.
+COLLECT = """
+with Node(sys.argv[1], binaries=json.loads(sys.argv[2])) as node:
+    print("up", flush=True)
+    runs = 0
+    while not os.path.exists(sys.argv[3]):
+        report = node.gc()
+        runs += 1
+        # Of a VM that is being removed the lock's file may come back for a moment, by who looks whether it is locked.
+        taken = [row for row in report.removed if row["module"] != "locks"]
+        assert taken == report.failed == [], (taken, report.failed)
+    print(runs)
+"""
+
+
+def test_gc_beside_sequences_takes_nothing_from_them(
+    tmp_root: Path, tmp_path: Path, rounds: Callable[[int], int]
+) -> None:
+    """Two processes collect without a pause while VMs are saved, cloned, put back, put to sleep, woken and removed."""
+    vmms = SimulatedVmms(tmp_path / "vmms", tick_ms=50)
+    count = rounds(4)
+    with Node(tmp_root, binaries=vmms.binaries) as node:
+
+        def live(hypervisor: str) -> None:
+            backend = Backend(node, hypervisor, socket_timeout=30)
+            web, base = f"web-{hypervisor}", f"base-{hypervisor}"
+            clones = [f"{web}-{n}" for n in range(3)]
+            for _ in range(count):
+                vm = backend.create(VMConfig(web, memory="64M", storage="1M", kernel=vmms.kernel))
+                backend.start(web)
+                backend.snapshot(web, name=base)
+                made = in_threads(*(partial(backend.clone, base, VMConfig(name)) for name in clones))
+                assert all(isinstance(clone, VM) for clone in made), made
+                backend.restore(web, base)
+                for name in (web, clones[0]):
+                    backend.hibernate(name)
+                for name in (web, clones[0]):
+                    backend.wake(name)
+                for name in (web, *clones):
+                    assert backend.inspect(name).alive
+                    with console(backend, name) as guest:
+                        guest.skip()
+                        guest.wait_for("tick ")
+                node.snapshots.delete(base)
+                backend.stop(web, *clones, force=True)
+                backend.delete(web, *clones)
+                assert [reason for kind, reason in reasons(ledger_lines(tmp_root), vm.id) if "compute" in kind] == [
+                    "boot", "restore", "restore", "stop-user", "hibernate-wake", "stop-user"
+                ]  # fmt: skip
+
+        binaries = json.dumps({name: str(path) for name, path in vmms.binaries.items()})
+        collectors = [engine_process(COLLECT, tmp_root, binaries, tmp_path / "done") for _ in range(2)]
+        for collector in collectors:
+            assert collector.stdout is not None
+            assert collector.stdout.readline() == "up\n"
+        try:
+            assert in_threads(*(partial(live, name) for name in HYPERVISORS)) == [None, None]
+        finally:
+            (tmp_path / "done").touch()
+        for collector in collectors:
+            assert int(finish(collector)) > count
+        assert node.gc().removed == []
+        assert node.reconcile().rows == []
+    assert check_node(tmp_root) == {}
+    assert processes_below(tmp_root) == []
 
 
 def test_a_folder_outside_of_the_root_is_collected_by_its_only_node(tmp_root: Path) -> None:

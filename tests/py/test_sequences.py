@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -261,6 +262,46 @@ def test_clones_by_several_processes(stage: Stage) -> None:
     for n in range(3):
         stage.count(f"c{n}")
     assert len(check_node(stage.root)) == 2 * 4 + 1
+
+
+def test_clones_of_an_imported_snapshot_go_on_from_it(stage: Stage, tmp_path: Path) -> None:
+    vm = stage.start("web", labels={"tenant": "a"})
+    write_disk(vm, b"of the source")
+    before = stage.count("web")
+    first = stage.backend.snapshot("web", name="one", description="the first")
+    after = stage.count("web")
+    stage.node.snapshots.export("one", tmp_path / "one.tar.zst", compression="zstd")
+    stage.node.snapshots.delete("one")
+    stage.backend.delete("web", force=True)
+    assert check_node(stage.root) == {}
+
+    imported = stage.node.snapshots.import_(tmp_path / "one.tar.zst")
+    assert (imported.name, imported.description, imported.vm_id) == ("one", "the first", "")
+    assert imported.id != first.id
+    assert (imported.hypervisor, imported.cpu, imported.memory) == (stage.vmm.hypervisor, first.cpu, first.memory)
+    with pytest.raises(InvalidArgument, match="kernel: not given, and the snapshot was imported"):
+        stage.backend.clone("one", VMConfig("c1"))
+    assert stage.node.vms() == []
+    files = stage.config("files")
+    clones = in_threads(
+        *(
+            partial(stage.backend.clone, "one", VMConfig(name, kernel=files.kernel, initrd=files.initrd))
+            for name in ("c1", "c2")
+        )
+    )
+    for clone in clones:
+        assert isinstance(clone, VM), clone
+        assert before < stage.first_count(clone.name) <= after
+        assert read_disk(clone, 13) == b"of the source"
+        assert (clone.shape, clone.config.labels) == (vm.shape, {})
+        starts = [line for line in ledger_lines(stage.root) if line.get("vm_id") == clone.id]
+        assert [(line["kind"], line["reason"], line["source_snapshot_id"]) for line in starts] == [
+            (kind, reason, imported.id) for kind, reason in CLONE
+        ]
+    # Nothing of it is needed once they run.
+    stage.node.snapshots.delete("one")
+    stage.count("c1")
+    check_node(stage.root)
 
 
 def test_a_clone_that_is_refused_leaves_nothing(stage: Stage) -> None:

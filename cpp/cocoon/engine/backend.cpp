@@ -188,7 +188,12 @@ void Backend::pause(std::string_view ref, system::Cancel& cancel) {
   const auto id = resolve(ref);
   with_op_lock(*node_, id, cancel, [&] {
     const auto vm = load_alive(id, "pause", cancel);
-    driver_->pause(vm, kApiTimeout, cancel);
+    try {
+      driver_->pause(vm, kApiTimeout, cancel);
+    } catch (const VmmError& error) {
+      explain(vm, "pause", "while it was asked", error);
+      throw;
+    }
     PausedGuest::forget(vm);
   });
 }
@@ -197,7 +202,12 @@ void Backend::resume(std::string_view ref, system::Cancel& cancel) {
   const auto id = resolve(ref);
   with_op_lock(*node_, id, cancel, [&] {
     const auto vm = load_alive(id, "resume", cancel);
-    driver_->resume(vm, kApiTimeout, cancel);
+    try {
+      driver_->resume(vm, kApiTimeout, cancel);
+    } catch (const VmmError& error) {
+      explain(vm, "resume", "while it was asked", error);
+      throw;
+    }
     PausedGuest::forget(vm);
   });
 }

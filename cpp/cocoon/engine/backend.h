@@ -123,8 +123,8 @@ class Backend {
   // Takes back what a create or clone that failed had made; nothing of it is in the ledger. What cannot be taken back
   // stays a placeholder, which rm and reconcile remove.
   void take_back(const lifecycle::VmRecord& vm, std::string_view verb, OpLock& lock) const noexcept;
-  // In a catch block: takes back, and throws the error again; NotFound instead of a file's if the folders that had been
-  // made are gone, for then somebody removed the placeholder.
+  // In a catch block: takes back, and throws the error again; NotFound instead if somebody removed the placeholder or
+  // the folders that had been made.
   [[noreturn]] void abandon(const lifecycle::VmRecord& vm, std::string_view verb, OpLock& lock, bool made_dirs) const;
   // The snapshot that kept a hibernated VM's memory, when the VM does not speak of it any more. One that is being read
   // is left to reconcile.
@@ -142,6 +142,8 @@ class Backend {
   void wait_for_api(const lifecycle::VmRecord& vm, std::string_view verb, const system::Pidfd& process,
                     system::Cancel& cancel) const;
   [[noreturn]] void report_death(const lifecycle::VmRecord& vm, std::string_view verb, const std::string& when) const;
+  // What `error` is about, if it is not what it says: report_death(), or NotFound when the VM is being removed.
+  void explain(const lifecycle::VmRecord& vm, std::string_view verb, std::string_view when, const Error& error) const;
   // Ends a VMM that a sequence made and does not keep, and its interval if somebody has opened one for it.
   void discard(const lifecycle::VmRecord& vm, std::string_view verb,
                const system::ProcessIdentity& process) const noexcept;

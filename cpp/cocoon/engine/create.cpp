@@ -47,12 +47,17 @@ void Backend::take_back(const lifecycle::VmRecord& vm, std::string_view verb, Op
 }
 
 void Backend::abandon(const lifecycle::VmRecord& vm, std::string_view verb, OpLock& lock, bool made_dirs) const {
+  // Who removes a VM removes its folders, then its record.
   std::error_code ignored;
-  const bool removed = made_dirs && !std::filesystem::exists(vm.run_dir, ignored);
+  const bool removed =
+      made_dirs && (!std::filesystem::exists(vm.run_dir, ignored) || !find_vm(node_->store(), vm.id).has_value());
   take_back(vm, verb, lock);
   try {
     throw;
-  } catch (const StoreError&) {
+  } catch (const Cancelled&) {
+    throw;
+  } catch (const Error&) {
+    // Whatever it stumbled over is what the removal has left.
     if (removed) throw NotFound(fmt::format("{} {}: it was removed meanwhile", verb, vm.config.name), vm.id);
     throw;
   }

@@ -132,8 +132,10 @@ class Collector {
       for (const auto& id : ids_in(parent / hypervisor)) {
         const auto path = parent / hypervisor / id;
         if (find_vm(node_.store(), id)) continue;
+        // Who removes a VM removes its folders before its record: they may have been seen by us, and be gone.
         const auto is_orphan = [&] {
-          return !find_vm(node_.store(), id) &&
+          std::error_code ignored;
+          return !find_vm(node_.store(), id) && std::filesystem::exists(path, ignored) &&
                  !system::FileLock::is_held(node_.run_dir() / hypervisor / id / kLockFile);
         };
         if (system::FileLock::is_held(node_.op_lock_path(id)) || !is_orphan()) continue;

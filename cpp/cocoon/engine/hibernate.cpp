@@ -68,9 +68,10 @@ VmView Backend::hibernate(std::string_view ref, system::Cancel& cancel) {
                                     .kept = true});
     const auto kept_id = staging.id();
     system::remove_file(waking_mark(vm));  // of a wake that died between its commit and its end
-    // 2. The guest stands still. Die here: it stays so until start, resume or reconcile find the mark.
-    PausedGuest guest(*driver_, vm, "hibernate", cancel);
+    std::optional<PausedGuest> guest;
     try {
+      // 2. The guest stands still. Die here: it stays so until start, resume or reconcile find the mark.
+      guest.emplace(*driver_, vm, "hibernate", cancel);
       // 3. Its state and its disks. The disks that stay in the run dir are the same; the copies are for a wake that
       //    fails when its guest has already written to those.
       write_saved_vm(staging.dir(), save(vm, staging.dir(), cancel));
@@ -83,14 +84,18 @@ VmView Backend::hibernate(std::string_view ref, system::Cancel& cancel) {
       });
     } catch (const Cancelled&) {
       throw;
-    } catch (const Error&) {
+    } catch (const Error& error) {
       const auto now = find_vm(store, id);
       if (!now) throw removed("hibernate", vm);
-      if (now->kept_snapshot_id != kept_id) throw;
+      if (now->kept_snapshot_id != kept_id) {
+        guest.reset();  // it goes on before anything else
+        explain(vm, "hibernate", "while it was saved", error);
+        throw;
+      }
       // A commit that failed after the fact is a commit.
       spdlog::warn("hibernate {}: it is hibernated, though an error was seen at the end", vm.config.name);
     }
-    guest.abandon();
+    guest->abandon();
     kill_vmm(*driver_, vm, *alive.process);
     PausedGuest::forget(vm);
     remove_runtime_files(vm);

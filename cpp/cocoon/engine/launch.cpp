@@ -19,6 +19,7 @@ using lifecycle::VmRecord;
 
 constexpr auto kLoadTimeout = 10min;  // memory is read from a disk
 constexpr auto kLockTimeout = 3s;     // of somebody who removes the VM
+constexpr auto kDying = 200ms;        // from its last word to its end
 constexpr std::size_t kLogLines = 20;
 
 // Each run has logs of its own; those of the run before stay beside them.
@@ -52,6 +53,24 @@ void Backend::report_death(const VmRecord& vm, std::string_view verb, const std:
                  0, {}, tail);
 }
 
+void Backend::explain(const VmRecord& vm, std::string_view verb, std::string_view when, const Error& error) const {
+  const auto* of_vmm = dynamic_cast<const VmmError*>(&error);
+  if ((of_vmm != nullptr && of_vmm->status != 0) || !vm.process) return;  // it has answered
+  // Its sockets close before it is dead.
+  system::Cancel never;
+  const auto process = system::Pidfd::open(from_record(*vm.process));
+  if (process && !process->wait(of_vmm != nullptr ? kDying : 0ms, never)) return;
+  // Who removes a VM has its lock: the VMM goes, then the folder, in a moment the record.
+  const auto deadline = std::chrono::steady_clock::now() + kLockTimeout;
+  while (system::FileLock::look(system::Path(vm.run_dir) / kLockFile) != system::FileLock::State::kFree) {
+    if (!find_vm(node_->store(), vm.id))
+      throw NotFound(fmt::format("{} {}: it was removed meanwhile", verb, vm.config.name), vm.id);
+    if (std::chrono::steady_clock::now() >= deadline) break;
+    system::pause_for(1ms, never);
+  }
+  if (of_vmm != nullptr) report_death(vm, verb, fmt::format("{} ({})", when, error.what()));
+}
+
 void Backend::wait_for_api(const VmRecord& vm, std::string_view verb, const system::Pidfd& process,
                            system::Cancel& cancel) const {
   const auto begin = std::chrono::steady_clock::now();
@@ -70,6 +89,9 @@ void Backend::wait_for_api(const VmRecord& vm, std::string_view verb, const syst
     // The wait for its death is the pause between two looks: short against what it has taken so far.
     const auto pause = std::clamp<std::chrono::nanoseconds>((std::chrono::steady_clock::now() - begin) / 8, 100us, 1ms);
     if (process.wait(pause, cancel)) report_death(vm, verb, "before its API socket answered");
+    // Spawned just after a removal had looked for processes, it has lost its socket with its folder.
+    if (std::error_code ignored; !std::filesystem::exists(vm.run_dir, ignored))
+      throw NotFound(fmt::format("{} {}: it was removed meanwhile", verb, vm.config.name), vm.id);
     if (std::chrono::steady_clock::now() >= deadline) {
       auto tail = system::tail_text(driver_->log(vm), kLogLines);
       throw VmmTimeout(
@@ -143,7 +165,7 @@ system::ProcessIdentity Backend::launch_saved(const VmRecord& vm, const vmm::Sav
       driver_->load(vm, saved, kLoadTimeout, cancel);
     } catch (const VmmError& error) {
       // A VMM that cannot load what it was given may end: what it said before says more than how it ended.
-      if (!pidfd->wait(200ms, cancel)) throw;
+      if (!pidfd->wait(kDying, cancel)) throw;
       report_death(vm, verb, fmt::format("while it loaded the snapshot ({})", error.what()));
     }
     if (pidfd->wait(0ms, cancel)) report_death(vm, verb, "as soon as it had loaded the snapshot");

@@ -70,12 +70,16 @@ void PausedGuest::resume() {
   if (!ours_) return;
   ours_ = false;
   system::Cancel never;
+  const auto message = [&](const VmmError& error) {
+    return fmt::format("{} {}: the guest could not be let go on, reconcile tries again: {}", verb_, vm_.config.name,
+                       error.what());
+  };
   try {
     driver_.resume(vm_, kApiTimeout, never);
+  } catch (const VmmTimeout& error) {
+    throw VmmTimeout(message(error), error.status, error.body, error.log_tail);
   } catch (const VmmError& error) {
-    throw VmmError(fmt::format("{} {}: the guest could not be let go on, reconcile tries again: {}", verb_,
-                               vm_.config.name, error.what()),
-                   error.status, error.body, error.log_tail);
+    throw VmmError(message(error), error.status, error.body, error.log_tail);
   }
   forget(vm_);
 }

@@ -7,6 +7,8 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <optional>
+#include <utility>
 
 #include <fmt/format.h>
 
@@ -113,15 +115,17 @@ bool Backend::try_remove(const std::string& id, bool force, std::chrono::steady_
 }
 
 void Backend::remove_one(const std::string& id, bool force, system::Cancel& cancel) {
+  // With force it is not waited for, but taken if it is free: gc and reconcile pass by what is locked, and would
+  // otherwise find the VMM that we have killed dead, and bill a crash.
+  auto lock = force ? OpLock::try_acquire(*node_, id) : std::optional<OpLock>(std::in_place, *node_, id, cancel);
   std::vector<system::ProcessIdentity> killed;
   const auto give_up = std::chrono::steady_clock::now() + kPatience;
-  const auto run = [&] {
+  try {
     while (!try_remove(id, force, give_up, killed, cancel)) cancel.check();
-  };
-  if (force)
-    run();
-  else
-    with_op_lock(*node_, id, cancel, run);
+  } catch (const NotFound&) {
+    if (lock) lock->retire();
+    throw;
+  }
   system::remove_file(node_->op_lock_path(id));
 }
 

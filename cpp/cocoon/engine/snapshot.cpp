@@ -82,8 +82,9 @@ lifecycle::SnapshotRecord Backend::snapshot(std::string_view ref, const Snapshot
       guest.resume();
     } catch (const Cancelled&) {
       throw;
-    } catch (const Error&) {
+    } catch (const Error& error) {
       if (!find_vm(store, id)) throw NotFound(fmt::format("snapshot {}: it was removed meanwhile", vm.config.name), id);
+      explain(vm, "snapshot", "while it was saved", error);
       throw;
     }
     write_saved_vm(staging.dir(), saved);

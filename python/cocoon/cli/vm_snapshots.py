@@ -34,9 +34,15 @@ def snapshot(
     quiet: QuietOption = False,
 ) -> None:
     """Keep a VM's memory, devices and disks as they are now. The guest goes on at once."""
+    from cocoon import CocoonError
+
     vm = session.node.find(ref)
-    with output.working(f"taking a snapshot of {vm.name}"):
-        made = session.backend(vm.hypervisor).snapshot(vm.id, name=name, description=description)
+    try:
+        with output.working(f"taking a snapshot of {vm.name}"):
+            made = session.backend(vm.hypervisor).snapshot(vm.id, name=name, description=description)
+    except CocoonError as error:
+        hint = errors.hint(error, "snapshot", ref)
+        raise CommandError(str(error), code=errors.exit_code(error), hint=hint) from error
     if as_json:
         output.print_json(made.to_dict())
     else:
