@@ -61,10 +61,6 @@ def pairs(faults: list[dict[str, Any]], first: str, *others: str) -> list[tuple[
 
 
 class Stage(test_vmm_faults.Stage):
-    @property
-    def node(self) -> Node:
-        return self.backend.node
-
     def fault(self, where: str, **fault: Any) -> Fault:
         """At one of the requests of a snapshot."""
         requests = {"pause": PAUSE, "save": SAVE, "resume": RESUME}
@@ -165,7 +161,7 @@ class Stage(test_vmm_faults.Stage):
 def stage(request: pytest.FixtureRequest, tmp_root: Path, tmp_path: Path) -> Iterator[Stage]:
     vmms = SimulatedVmms(tmp_path / "vmms", tick_ms=50)
     with Node(tmp_root, binaries=vmms.binaries) as node:
-        yield Stage(tmp_root, request.param, vmms, Backend(node, request.param, socket_timeout=30))
+        yield Stage(tmp_root, request.param, vmms, node, Backend(node, request.param, socket_timeout=30))
         for vm in node.vms():
             node.backend(vm.hypervisor).delete(vm.id, force=True)
         for snapshot in node.snapshots.list():
@@ -333,7 +329,9 @@ def test_vmms_that_hang_while_they_are_saved_are_timeouts(tmp_root: Path, tmp_pa
     """All at once: the engine's patience is 10 s for each request but the saving itself, which Ctrl-C ends."""
     vmms = SimulatedVmms(tmp_path / "vmms")
     with Node(tmp_root, binaries=vmms.binaries) as node:
-        stages = {name: Stage(tmp_root, name, vmms, Backend(node, name, socket_timeout=30)) for name in HYPERVISORS}
+        stages = {
+            name: Stage(tmp_root, name, vmms, node, Backend(node, name, socket_timeout=30)) for name in HYPERVISORS
+        }
         calls: dict[tuple[str, str], Callable[[], object]] = {}
         for hypervisor, stage in stages.items():
             for where, save in (("pause", stage.backend.hibernate), ("resume", stage.backend.snapshot)):
