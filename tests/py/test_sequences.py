@@ -206,6 +206,24 @@ def test_a_paused_guest_stays_paused_after_its_snapshot(stage: Stage) -> None:
     stage.count("web")
 
 
+@pytest.mark.parametrize("stage", ["firecracker", "cloud-hypervisor"], indirect=True)
+def test_memory_above_the_hole_below_4_gib_is_mapped_too(stage: Stage) -> None:
+    """A guest's memory has a hole there, for devices: the file is mapped in two pieces, privately, and not read."""
+    stage.start("web", memory="5G")
+    before = stage.count("web")
+    stage.backend.snapshot("web", name="one")
+    clone = stage.backend.clone("one", VMConfig("c1"))
+    assert stage.count("c1") > before
+    maps = [line.split() for line in Path(f"/proc/{clone.pid}/maps").read_text().splitlines()]
+    mapped = [line for line in maps if Path(line[-1]).name.startswith("memory")]
+    assert [line[1] for line in mapped] == ["rw-p", "rw-p"]
+    sizes = [int(end, 16) - int(start, 16) for start, end in (line[0].split("-") for line in mapped)]
+    assert sum(sizes) == 5 << 30
+    stage.backend.restore("web", "one")
+    assert stage.count("web") > before
+    check_node(stage.root)
+
+
 def test_three_clones_at_once_go_on_from_the_snapshot(stage: Stage) -> None:
     vm = stage.start("web", labels={"tenant": "a"})
     write_disk(vm, b"of the source")
