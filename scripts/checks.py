@@ -121,7 +121,8 @@ class Checks:
 
     def pytest(self, name: str, environment: Mapping[str, str]) -> Counts:
         report = LOGS / f"{name}.xml"
-        words = [sys.executable, "-m", "pytest", "-n", "auto", "--dist=worksteal", f"--junitxml={report}"]
+        workers = str(len(os.sched_getaffinity(0)) + 1)  # most of what they do is to wait
+        words = [sys.executable, "-m", "pytest", "-n", workers, "--dist=worksteal", f"--junitxml={report}"]
         if self.options.k is not None:
             words += ["-k", self.options.k]
         # 5: the expression fits no test.
