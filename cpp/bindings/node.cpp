@@ -297,7 +297,8 @@ void bind_backend(BackendClass& backend) {
 void bind_report(py::module_& m) {
   py::class_<ReconcileReport>(
       m, "ReconcileReport",
-      "Ledger, records and processes, three ways; a row for each VM, and for each snapshot that does not agree.")
+      "Ledger, records and processes, three ways; a row for each VM, for each snapshot that does not agree, and for a "
+      "ledger that cannot be read.")
       .def_property_readonly("rows",
                              [](const ReconcileReport& r) -> JsonRows {
                                py::list rows;

@@ -651,7 +651,7 @@ class GCReport:
         """
 class ReconcileReport:
     """
-    Ledger, records and processes, three ways; a row for each VM, and for each snapshot that does not agree.
+    Ledger, records and processes, three ways; a row for each VM, for each snapshot that does not agree, and for a ledger that cannot be read.
     """
     def _repr_html_(self) -> str:
         ...

@@ -125,6 +125,25 @@ def test_the_nodes_own_ledger(cli: Cli) -> None:
     assert cli.ok("ledger", "audit").out == "1 entries: nothing found\n"
 
 
+def test_reconcile_promises_only_what_it_does(cli: Cli) -> None:
+    with Node(cli.root) as node:
+        node.backend("qemu").create(VMConfig("a", storage=0, machine="q35"))
+    ledger = cli.root / "metering" / "ledger.jsonl"
+    ledger.write_bytes(b"")
+    cut = cli("reconcile")
+    assert cut.code == 1
+    assert "record-open-ledger-closed" in cut.out
+    assert "--fix" not in cut.err
+    assert "is not edited" in cut.err
+    ledger.unlink()
+    ledger.mkdir()
+    unread = cli("reconcile")
+    assert unread.code == 1
+    assert "inconclusive" in unread.out
+    assert "--fix" not in unread.err
+    ledger.rmdir()
+
+
 def test_reconcile_reports_and_fixes(cli: Cli) -> None:
     with Node(cli.root) as node:
         backend = node.backend("qemu")

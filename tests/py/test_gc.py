@@ -285,6 +285,32 @@ def test_another_nodes_folders_in_a_shared_run_dir_stay(tmp_root: Path) -> None:
             assert third.gc().removed == [], "it has never made a VM there"
 
 
+def test_a_shared_run_dir_that_a_reboot_has_emptied_is_still_shared(tmp_root: Path, tmp_path: Path) -> None:
+    vmms = SimulatedVmms(tmp_path / "vmms")
+
+    def node(name: str) -> Node:
+        return Node(tmp_root / name, run_dir=tmp_root / "run", log_dir=tmp_root / "log", binaries=vmms.binaries)
+
+    def config(name: str) -> VMConfig:
+        return VMConfig(name, memory="64M", storage=0, kernel=vmms.kernel)
+
+    with node("a") as first, node("b") as second:
+        first.backend("firecracker").create(config("mine"))
+        theirs = second.backend("firecracker")
+        theirs.create(config("runs"))
+        stopped = theirs.create(config("stopped"))
+        shutil.rmtree(tmp_root / "run")
+        shutil.rmtree(tmp_root / "log")
+        theirs.start("runs", "stopped")
+        theirs.stop("stopped", force=True)
+        first.backend("firecracker").create(config("more"))
+        assert first.gc().removed == []
+        assert {row["status"] for row in first.reconcile(fix=True).rows} == {"ok"}
+        assert theirs.inspect("runs").alive
+        assert stopped.run_dir.exists()
+        theirs.delete("runs", force=True)
+
+
 def test_a_vm_that_its_removal_has_killed_is_no_crash(
     tmp_root: Path, tmp_path: Path, wait_until: Callable[..., None]
 ) -> None:

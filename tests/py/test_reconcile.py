@@ -102,6 +102,21 @@ def test_a_ledger_that_is_no_file_is_not_compared(tmp_root: Path) -> None:
         assert (row["status"], row["ledger_state"]) == ("ok", "unknown")
 
 
+def test_a_ledger_that_cannot_be_read_is_no_agreement(tmp_root: Path) -> None:
+    (vm_id,) = make(tmp_root, "a")
+    ledger_path(tmp_root).rename(tmp_root / "aside")
+    ledger_path(tmp_root).mkdir()
+    with Node(tmp_root) as node:
+        report = node.reconcile(fix=True)
+        assert not report.ok
+        about_ledger, about_vm = report.rows
+        assert (about_ledger["kind"], about_ledger["id"], about_ledger["ledger_state"]) == ("ledger", "", "unknown")
+        assert about_ledger["status"].startswith("inconclusive: ")
+        assert str(ledger_path(tmp_root)) in about_ledger["status"]
+        assert (about_vm["id"], about_vm["status"], about_vm["ledger_state"]) == (vm_id, "ok", "unknown")
+        assert "inconclusive" in report._repr_html_()
+
+
 # ------------------------------------------------------------------ snapshots
 
 

@@ -152,7 +152,7 @@ class Backend {
   void shut_down(const lifecycle::VmRecord& vm, const system::Pidfd& process, const StopOptions& options,
                  system::Cancel& cancel);
   void remove_runtime_files(const lifecycle::VmRecord& vm) const;
-  static void make_vm_dirs(const lifecycle::VmRecord& vm);
+  void make_vm_dirs(const lifecycle::VmRecord& vm) const;
   [[nodiscard]] lifecycle::VmRecord load_alive(const std::string& id, std::string_view verb,
                                                system::Cancel& cancel) const;
 

@@ -36,8 +36,6 @@ VmView Backend::clone(std::string_view snapshot, const VmSpec& spec, system::Can
     // 2. Folders and disks. Die here: the same placeholder, with folders that go with it.
     make_vm_dirs(vm);
     made_dirs = true;
-    node_->claim(node_->run_dir());
-    node_->claim(node_->log_dir());
     load_disks(saved, vm.config, cancel);
     // A record that outlives a power cut has disks that do.
     system::sync_dir(vm.run_dir);

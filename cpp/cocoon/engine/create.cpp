@@ -63,11 +63,14 @@ void Backend::abandon(const lifecycle::VmRecord& vm, std::string_view verb, OpLo
   }
 }
 
-void Backend::make_vm_dirs(const lifecycle::VmRecord& vm) {
+void Backend::make_vm_dirs(const lifecycle::VmRecord& vm) const {
   for (const auto* folder : {&vm.run_dir, &vm.log_dir}) {
     system::make_private_dirs(*folder);
     require_own(system::Path(*folder).parent_path());
   }
+  // Each time: what is below /run is gone after a reboot, and the claim with it.
+  node_->claim(node_->run_dir());
+  node_->claim(node_->log_dir());
 }
 
 VmView Backend::create(const VmSpec& spec, system::Cancel& cancel) {
@@ -90,8 +93,6 @@ VmView Backend::create(const VmSpec& spec, system::Cancel& cancel) {
     // 2. Folders and disks. Die here: the same placeholder, with folders that go with it.
     make_vm_dirs(vm);
     made_dirs = true;
-    node_->claim(node_->run_dir());
-    node_->claim(node_->log_dir());
     // Names before content: then the folders below are on the disk with the file, and syncing them costs nothing.
     {
       const auto made = system::FileLock::try_acquire(system::Path(vm.run_dir) / kLockFile);

@@ -3,6 +3,7 @@
 
 #include <fcntl.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <filesystem>
 #include <optional>
@@ -32,6 +33,14 @@ InvalidState changed(std::string_view verb, const VmRecord& vm, std::string_view
   return {fmt::format("{} {}: it was changed meanwhile and is {} now, so {}", verb, vm.config.name, to_string(vm.state),
                       consequence),
           std::string(to_string(vm.state))};
+}
+
+// A run dir below /run goes with a reboot, and the disks in it.
+bool lacks_disks(const VmRecord& vm) {
+  std::error_code ignored;
+  return std::any_of(vm.config.disks.begin(), vm.config.disks.end(), [&](const lifecycle::DiskConfig& disk) {
+    return !disk.readonly && !std::filesystem::exists(disk.path, ignored);
+  });
 }
 
 system::Path waking_mark(const VmRecord& vm) { return system::Path(vm.run_dir) / kWakingFile; }
@@ -123,17 +132,16 @@ VmView Backend::wake(std::string_view ref, system::Cancel& cancel) {
     std::optional<system::ProcessIdentity> process;
     try {
       std::error_code ignored;
-      if (std::filesystem::exists(waking_mark(vm), ignored)) {
+      make_vm_dirs(vm);
+      if (std::filesystem::exists(waking_mark(vm), ignored) || lacks_disks(vm)) {
         // 2. An earlier wake may have let the guest write to its disks: they are taken from the snapshot again. Die
-        // here:
-        //    the same mark, and the same again.
+        //    here: the same mark, and the same again.
         DiskExchange::clean_up(vm.config);
         DiskExchange(saved, vm.config, cancel).run();
         DiskExchange::clean_up(vm.config);
       }
       // 3. From here on the disks may be ahead of the memory. Die here, or anywhere before 5: hibernated, with a VMM
-      // that
-      //    is not billed; reconcile, wake and rm kill it.
+      //    that is not billed; reconcile, wake and rm kill it.
       set_waking_mark(vm);
       // 4. The guest goes on.
       process = launch_saved(vm, saved, "wake", cancel);

@@ -63,9 +63,9 @@ void Backend::explain(const VmRecord& vm, std::string_view verb, std::string_vie
   // Who removes a VM has its lock: the VMM goes, then the folder, in a moment the record.
   const auto deadline = std::chrono::steady_clock::now() + kLockTimeout;
   while (system::FileLock::look(system::Path(vm.run_dir) / kLockFile) != system::FileLock::State::kFree) {
-    if (!find_vm(node_->store(), vm.id))
-      throw NotFound(fmt::format("{} {}: it was removed meanwhile", verb, vm.config.name), vm.id);
-    if (std::chrono::steady_clock::now() >= deadline) break;
+    const auto now = find_vm(node_->store(), vm.id);
+    if (!now) throw NotFound(fmt::format("{} {}: it was removed meanwhile", verb, vm.config.name), vm.id);
+    if (probe(*driver_, *now).remnant || std::chrono::steady_clock::now() >= deadline) break;
     system::pause_for(1ms, never);
   }
   if (of_vmm != nullptr) report_death(vm, verb, fmt::format("{} ({})", when, error.what()));

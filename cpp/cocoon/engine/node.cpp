@@ -28,7 +28,8 @@ Owner find_owner(const system::Path& folder, std::string_view node_id) {
   bool is_this = false;
   bool is_other = false;
   std::istringstream lines(text.value_or(""));
-  for (std::string line; std::getline(lines, line);) (line == node_id ? is_this : is_other) = true;
+  for (std::string line; std::getline(lines, line);)
+    if (!line.empty()) (line == node_id ? is_this : is_other) = true;
   if (is_this) return is_other ? Owner::kThisAndOthers : Owner::kThis;
   return is_other ? Owner::kOthers : Owner::kNobody;
 }

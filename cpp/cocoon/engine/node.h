@@ -51,7 +51,7 @@ struct ReconcileRow {
   std::string ledger_state;  // open, closed, unknown: what the ledger says of its compute interval, or of a snapshot
   std::int64_t pid = 0;      // 0: no process
   std::string action;        // what was done, "" for nothing
-  std::string kind = "vm";   // or snapshot
+  std::string kind = "vm";   // or snapshot; or ledger, when it could not be read
 };
 
 struct ReconcileReport {

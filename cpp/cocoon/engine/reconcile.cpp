@@ -31,6 +31,7 @@ constexpr auto kApiTimeout = 5s;
 // What the ledger says is open, by VM. Without a file of ours to read it says nothing.
 struct LedgerSide {
   bool known = false;
+  std::string why;  // there is one that could not be read
   std::set<std::string, std::less<>> open_compute;
   std::set<std::string, std::less<>> open_storage;
   std::set<std::string, std::less<>> open_snapshots;
@@ -66,7 +67,7 @@ LedgerSide read_ledger(const Node& node) {
   } catch (const LedgerError& error) {
     if (error.code == ENOENT) return side;
     // Records and processes are put right all the same.
-    spdlog::warn("reconcile: {}", error.what());
+    side.why = error.what();
     return side;
   }
   for (const auto& interval : intervals) {
@@ -96,6 +97,15 @@ class Reconciler {
       }
     }
     const auto side = only_garbage_ ? LedgerSide() : read_ledger(node_);
+    if (!side.why.empty())
+      add({.id = {},
+           .name = {},
+           .hypervisor = {},
+           .status = "inconclusive: " + side.why,
+           .record_state = {},
+           .ledger_state = "unknown",
+           .kind = "ledger"},
+          false);
     std::set<std::string, std::less<>> known;
     for (const auto& row : node_.store().list(store::Table::kVm)) {
       cancel_.check();

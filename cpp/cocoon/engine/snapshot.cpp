@@ -89,8 +89,7 @@ lifecycle::SnapshotRecord Backend::snapshot(std::string_view ref, const Snapshot
     }
     write_saved_vm(staging.dir(), saved);
     // 5. On the disk, under its name, metered, and known to its VM, in one transaction. Whatever became of the VM
-    // since:
-    //    its moment is past. Only of one that was removed nothing more is said.
+    //    since: its moment is past. Only of one that was removed nothing more is said.
     return snapshots.publish(std::move(staging), cancel, [&](store::Transaction& transaction) {
       commit_in(store, transaction, id, snapshot_taken(transaction, id, snapshot_id));
     });

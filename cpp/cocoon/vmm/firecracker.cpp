@@ -131,7 +131,7 @@ Command Firecracker::command(const VmRecord& vm, const Path& binary) const {
     throw InvalidArgument(
         fmt::format("id: '{}', allowed for firecracker: 1 to {} letters, digits or '-'", vm.id, kMaxIdBytes));
   }
-  if (vm.config.kernel.empty()) throw InvalidArgument("kernel: '', firecracker boots nothing else");
+  if (vm.config.kernel.empty()) throw InvalidArgument("kernel: it is missing, and firecracker boots nothing else");
   // Its id first: owns() looks there. A log of its own, or it would log into the guest's console.
   Command command{.argv = {binary.string(), "--id", vm.id, "--api-sock", std::string(kApiSocket), "--log-path",
                            log(vm).string(), "--level", "Warning"}};

@@ -63,11 +63,13 @@ def hint(error: "CocoonError", verb: str = "", ref: str = "") -> str:
         return _state_hint(error.state, verb, ref)
     if isinstance(error, cocoon.Inconclusive):
         return "nothing was done; try again, and if it stays so, `cocoon doctor`"
+    if isinstance(error, cocoon.VmmError) and " is not in PATH" in str(error):
+        return "`cocoon doctor` checks the VMMs"
     if isinstance(error, cocoon.VmmError):
         return f"`cocoon vm logs {ref}` shows what the VMM said" if ref else "`cocoon doctor` checks the VMMs"
     if isinstance(error, cocoon.StoreError):
         return "`cocoon doctor` checks the root folder and the store"
-    if isinstance(error, cocoon.LedgerError):
+    if isinstance(error, cocoon.LedgerError) and ", line " in str(error):
         return "`cocoon ledger audit` lists what is wrong with the ledger"
     return ""
 
@@ -75,7 +77,8 @@ def hint(error: "CocoonError", verb: str = "", ref: str = "") -> str:
 def _state_hint(state: str, verb: str, ref: str) -> str:
     if verb == "rm" and state == "running":
         return f"`cocoon vm rm --force {ref}` stops it first"
-    if verb in {"pause", "resume", "console", "snapshot", "hibernate"} and state in {"created", "stopped"}:
+    # Where it is running and yet refused, its VMM has died.
+    if verb in {"pause", "resume", "console", "snapshot", "hibernate"} and state in {"created", "stopped", "running"}:
         return f"`cocoon vm start {ref}` first"
     if verb in {"start", "restore"} and state == "hibernated":
         return f"`cocoon vm wake {ref}`"

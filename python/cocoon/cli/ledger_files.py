@@ -85,7 +85,9 @@ def export(
     chosen = format_ or _SUFFIXES.get(Path(to).suffix)
     if chosen not in _FORMATS:
         raise UsageError(
-            f"--format: {format_!r} is none of {', '.join(_FORMATS)}" if format_ else "--format is missing"
+            f"--format: {format_!r} is none of {', '.join(_FORMATS)}"
+            if format_
+            else f"--format is missing, and {to} does not say it; allowed: {', '.join(_FORMATS)}"
         )
     seconds = parse_duration(every, "--every")
     if to == "-" and sys.stdout.isatty() and chosen == "parquet":

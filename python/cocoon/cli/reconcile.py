@@ -14,6 +14,9 @@ from cocoon.cli.session import Session
 
 app = typer.Typer(add_completion=False)
 
+_LEDGER_DIFFERS = {"record-open-ledger-closed", "record-closed-ledger-open", "ledger-open-no-record"}
+_NOT_MENDED = _LEDGER_DIFFERS | {"inconclusive", "failed"}
+
 
 @command(app, "reconcile")
 def reconcile(
@@ -45,7 +48,10 @@ def reconcile(
             for row in report.rows
         ]
         output.print_table(columns, rows, right=("PID",))
-        if not report.ok and not fix:
-            output.warn("not everything agrees; `cocoon reconcile --fix` puts it right")
+        amiss = {row["status"].partition(":")[0] for row in report.rows} - {"ok", "busy"}
+        if amiss - _NOT_MENDED and not fix:
+            output.warn("not everything agrees; `cocoon reconcile --fix` puts right what can be")
+        if amiss & _LEDGER_DIFFERS:
+            output.warn("the ledger was cut, or others wrote to it, and is not edited; `cocoon ledger audit`")
     if not report.ok:
         raise typer.Exit(FAILED)
