@@ -26,7 +26,7 @@ OPEN_AT_ONCE = 3_000
 
 COCOON = """
 table = Ledger(path).intervals()
-rows = pyarrow.table(table).num_rows
+rows = pyarrow.RecordBatchReader.from_stream(table).read_all().num_rows  # pyarrow.table() would import pandas first
 """
 AUDIT = """
 rows = Ledger(path).audit().entries

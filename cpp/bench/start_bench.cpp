@@ -40,7 +40,7 @@ using namespace std::chrono_literals;
 
 constexpr double kOwnTimeLimitUs = 2000;
 constexpr double kLoopLimit = 1.25;
-constexpr double kTogetherLimit = 1.0;
+constexpr double kTogetherLimit = 1.25;
 constexpr int kWarmUps = 150;
 constexpr auto kTimeout = 10s;
 constexpr std::size_t kMaxBody = 50'000;

@@ -9,7 +9,6 @@
 #include <cerrno>
 #include <cstdio>
 #include <fstream>
-#include <iterator>
 #include <memory>
 #include <optional>
 #include <string>
@@ -56,6 +55,17 @@ std::uint64_t fingerprint(const fs::path& path, std::uint64_t consumed) {
   in.seekg(static_cast<std::streamoff>(consumed - size));
   in.read(text.data() + size, static_cast<std::streamsize>(size));
   return in ? hash_of(text) : 0;
+}
+
+// "" if it cannot be read.
+std::string whole(const fs::path& path) {
+  std::ifstream in(path, std::ios::binary | std::ios::ate);
+  const std::streamoff size = in.tellg();
+  if (!in || size <= 0) return {};
+  std::string text(static_cast<std::size_t>(size), '\0');
+  in.seekg(0);
+  in.read(text.data(), size);
+  return in ? text : std::string();
 }
 
 std::optional<FileState> look_at(const fs::path& path) {
@@ -119,8 +129,7 @@ bool Reading::stands(const FileState& before, const fs::path& path, bool last) {
 }
 
 bool Reading::resume(const fs::path& checkpoint, const Files& files) {
-  std::ifstream file(checkpoint, std::ios::binary);
-  const std::string text{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
+  const std::string text = whole(checkpoint);
   if (text.size() < sizeof(std::uint64_t)) return false;
   std::string_view in = text;
   std::string_view sum = in.substr(in.size() - sizeof(std::uint64_t));
@@ -230,6 +239,9 @@ void Reading::leave(const fs::path& checkpoint) const {
     rest.remove_prefix(static_cast<std::size_t>(written));
   }
   ::close(fd);
+  // Where a file is replaced, ext4 writes the new one's bytes to the disk first, for whoever did not ask for that. This
+  // one may be lost: without it the ledger is read as a whole.
+  static_cast<void>(std::remove(checkpoint.c_str()));
   if (::rename(unfinished.c_str(), checkpoint.c_str()) != 0) fail("rename");
 }
 
