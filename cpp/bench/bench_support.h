@@ -44,11 +44,13 @@ struct Row {
   double value = 0;
   double baseline = 0;
   std::string against;  // what the baseline is
-  double limit = 0;     // of value / baseline
+  double limit = 0;     // of value / baseline; 0: none
   Limit sense = Limit::kAtMost;
 
   [[nodiscard]] double ratio() const { return value / baseline; }
-  [[nodiscard]] bool holds() const { return sense == Limit::kAtMost ? ratio() <= limit : ratio() >= limit; }
+  [[nodiscard]] bool holds() const {
+    return limit == 0 || (sense == Limit::kAtMost ? ratio() <= limit : ratio() >= limit);
+  }
 };
 
 // JSON lines on stdout, as bench/run reads them; a table on stderr.
@@ -58,11 +60,13 @@ inline void report(const std::vector<Row>& rows) {
     const bool at_least = row.sense == Limit::kAtLeast;
     const auto value = fmt::format("{:.1f} {}", row.value, row.unit);
     const auto baseline = fmt::format("{:.1f} {} {}", row.baseline, row.unit, row.against);
-    fmt::print(stderr, "{:<40} {:>12} {:>34} {:>7.2f}  {} {:.1f}{}\n", row.what, value, baseline, row.ratio(),
-               at_least ? ">=" : "<=", row.limit, row.holds() ? "" : "  MISSED");
+    const auto limit = row.limit == 0 ? "" : fmt::format("{} {:g}", at_least ? ">=" : "<=", row.limit);
+    fmt::print(stderr, "{:<40} {:>12} {:>34} {:>7.2f}  {}{}\n", row.what, value, baseline, row.ratio(), limit,
+               row.holds() ? "" : "  MISSED");
     fmt::print(R"({{"what":"{}","value":"{}","baseline":"{}","ratio":{:.4f},"limit":{},"at_least":{}}})"
                "\n",
-               row.what, value, baseline, row.ratio(), row.limit, at_least);
+               row.what, value, baseline, row.ratio(), row.limit == 0 ? "null" : fmt::format("{:g}", row.limit),
+               at_least);
   }
 }
 

@@ -40,7 +40,6 @@ using namespace std::chrono_literals;
 
 constexpr double kOwnTimeLimitUs = 2000;
 constexpr double kLoopLimit = 1.25;
-constexpr double kTogetherLimit = 1.25;
 constexpr int kWarmUps = 150;
 constexpr auto kTimeout = 10s;
 constexpr std::size_t kMaxBody = 50'000;
@@ -197,6 +196,8 @@ class Bare {
     sys::HttpSession api(folder_ / "api.sock", kMaxBody, kTimeout, never_);
     for (const auto& request : vmm_.power_off) send(api, request);
     if (!process.wait(kTimeout, never_)) throw std::runtime_error(fmt::format("{} did not end", vmm_.name));
+    // Its parent stamps its death, also into a folder that is about to go.
+    while (!fs::exists(folder_ / "exit")) std::this_thread::sleep_for(20us);
   }
 
   static void send(sys::HttpSession& api, const Request& request) {
@@ -301,8 +302,7 @@ std::vector<bench::Row> measure(engine::Node& node, const Vmm& vmm, const fs::pa
            .unit = "us",
            .value = bench::median(per_vm),
            .baseline = bench::median(of_ours.start),
-           .against = "one alone",
-           .limit = kTogetherLimit}};
+           .against = "one alone"}};
 }
 
 // The simulator is a VMM under that VMM's name.
