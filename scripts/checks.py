@@ -123,6 +123,8 @@ class Checks:
         report = LOGS / f"{name}.xml"
         workers = str(len(os.sched_getaffinity(0)) + 1)  # most of what they do is to wait
         words = [sys.executable, "-m", "pytest", "-n", workers, "--dist=worksteal", f"--junitxml={report}"]
+        if self.options.long:
+            words += ["--timeout=7200"]  # a test that takes every kill point there is takes its time
         if self.options.k is not None:
             words += ["-k", self.options.k]
         # 5: the expression fits no test.

@@ -8,6 +8,7 @@ import pty
 import select
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -68,9 +69,10 @@ class Cli:
 class Terminal:
     """A command on a terminal of its own: what it shows, and what is typed."""
 
-    def __init__(self, descriptor: int, process: subprocess.Popen[bytes]) -> None:
+    def __init__(self, descriptor: int, process: subprocess.Popen[bytes], before: list[object]) -> None:
         self.descriptor = descriptor
         self.process = process
+        self.before = before  # its settings before the command had it
         self.shown = b""
 
     def type(self, text: bytes) -> None:
@@ -109,10 +111,11 @@ class Terminal:
 def terminal(cli: Cli, *args: str | Path) -> Iterator[Terminal]:
     """The command with a terminal as stdin, stdout and stderr."""
     master, slave = pty.openpty()
+    before = termios.tcgetattr(master)
     process = None
     try:
         process = cli.start(*args, stdin=slave, stdout=slave, stderr=slave, start_new_session=True)
-        yield Terminal(master, process)
+        yield Terminal(master, process, before)
     finally:
         if process is not None and process.poll() is None:
             process.kill()

@@ -67,25 +67,23 @@ def settings(screen: Terminal) -> list[object]:
 
 def test_what_is_typed_reaches_the_guest_and_its_answer_the_terminal(guest: Guest, tmp_root: Path) -> None:
     with terminal(Attached(tmp_root), guest.path) as screen:
-        before = settings(screen)
         screen.read_until(b"login: ")
-        assert settings(screen) != before, "raw while attached"
+        assert settings(screen) != screen.before, "raw while attached"
         screen.type(b"hello\x03")
         screen.read_until(b"HELLO\x03")
         screen.type(b"last\x1dnever")
         assert screen.finish() == 0
-        assert settings(screen) == before
+        assert settings(screen) == screen.before
     assert guest.finish() == b"hello\x03last", "Ctrl-C is the guest's, and nothing after ^] is"
 
 
 def test_the_terminal_is_given_back_when_the_guest_ends(guest: Guest, tmp_root: Path) -> None:
     with terminal(Attached(tmp_root), guest.path) as screen:
-        before = settings(screen)
         screen.read_until(b"login: ")
         screen.type(b"bye\n")
         assert screen.finish() == 0
         assert b"the VMM closed the console" in screen.shown
-        assert settings(screen) == before
+        assert settings(screen) == screen.before
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
@@ -93,11 +91,10 @@ def test_the_terminal_is_given_back_when_a_signal_ends_the_command(
     guest: Guest, tmp_root: Path, number: signal.Signals
 ) -> None:
     with terminal(Attached(tmp_root), guest.path) as screen:
-        before = settings(screen)
         screen.read_until(b"login: ")
         screen.process.send_signal(number)
         assert screen.finish() == 128 + number
-        assert settings(screen) == before
+        assert settings(screen) == screen.before
 
 
 def test_a_pipe_is_sent_to_its_end_and_the_answer_is_printed(guest: Guest, tmp_root: Path) -> None:
