@@ -121,8 +121,7 @@ class Checks:
 
     def pytest(self, name: str, environment: Mapping[str, str]) -> Counts:
         report = LOGS / f"{name}.xml"
-        workers = str(len(os.sched_getaffinity(0)) + 1)  # most of what they do is to wait
-        words = [sys.executable, "-m", "pytest", "-n", workers, "--dist=worksteal", f"--junitxml={report}"]
+        words = [sys.executable, "-m", "pytest", "-n", "auto", "--dist=worksteal", f"--junitxml={report}"]
         if self.options.long:
             words += ["--timeout=7200"]  # a test that takes every kill point there is takes its time
         if self.options.k is not None:
