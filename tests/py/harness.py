@@ -223,6 +223,13 @@ def tell(backend: Backend, ref: str, line: str, answer: str) -> None:
             heard += more
 
 
+def remove_everything(node: Node) -> None:
+    for vm in node.vms():
+        node.backend(vm.hypervisor).delete(vm.id, force=True)
+    for snapshot in node.snapshots.list():
+        node.snapshots.delete(snapshot.id)
+
+
 def proc_gone(pid: int) -> bool:
     try:
         return "\nState:\tZ" in Path(f"/proc/{pid}/status").read_text()

@@ -13,7 +13,7 @@ import pytest
 from cli_harness import Cli
 from cocoon import Node, VMConfig
 from cocoon.testing import Fault, SimulatedVmms
-from harness import check_node, ledger_lines, reasons
+from harness import check_node, ledger_lines, reasons, remove_everything
 from test_sequences import BOOT, CLONE, KILLED, RESTORED, STOP, WOKEN
 from vmms import processes_below
 
@@ -71,10 +71,7 @@ def host(tmp_root: Path, tmp_path: Path) -> Iterator[Host]:
     host = Host(tmp_root, SimulatedVmms(tmp_path / "vmms"))
     yield host
     with host.node() as node:
-        for vm in node.vms():
-            node.backend(vm.hypervisor).delete(vm.id, force=True)
-        for snapshot in node.snapshots.list():
-            node.snapshots.delete(snapshot.id)
+        remove_everything(node)
     assert check_node(tmp_root) == {}
     assert processes_below(tmp_root) == []
 

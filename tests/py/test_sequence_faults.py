@@ -19,7 +19,7 @@ import pytest
 import test_vmm_faults
 from cocoon import VM, Backend, CocoonError, InvalidState, Node, NotFound, VMConfig, VmmError, VmmTimeout, VMState
 from cocoon.testing import HYPERVISORS, Fault, SimulatedVmms
-from harness import check_node, engine_process, finish, in_threads
+from harness import check_node, engine_process, finish, in_threads, remove_everything
 from test_sequences import (
     BOOT,
     CRASH,
@@ -162,10 +162,7 @@ def stage(request: pytest.FixtureRequest, tmp_root: Path, tmp_path: Path) -> Ite
     vmms = SimulatedVmms(tmp_path / "vmms", tick_ms=50)
     with Node(tmp_root, binaries=vmms.binaries) as node:
         yield Stage(tmp_root, request.param, vmms, node, Backend(node, request.param, socket_timeout=30))
-        for vm in node.vms():
-            node.backend(vm.hypervisor).delete(vm.id, force=True)
-        for snapshot in node.snapshots.list():
-            node.snapshots.delete(snapshot.id)
+        remove_everything(node)
     assert check_node(tmp_root) == {}
     assert processes_below(tmp_root) == []
 

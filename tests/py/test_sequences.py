@@ -38,6 +38,7 @@ from harness import (
     ledger_lines,
     proc_gone,
     reasons,
+    remove_everything,
     tell,
     wait_ready,
 )
@@ -121,10 +122,7 @@ def stage(request: pytest.FixtureRequest, tmp_root: Path, tmp_path: Path) -> Ite
     with Node(tmp_root, binaries={} if linux else {vmm.hypervisor: vmm.binary}) as node:
         yield Stage(vmm, tmp_root, Backend(node, vmm.hypervisor, socket_timeout=30), linux)
     with Node(tmp_root, binaries={} if linux else {vmm.hypervisor: vmm.binary}) as node:
-        for vm in node.vms():
-            node.backend(vm.hypervisor).delete(vm.id, force=True)
-        for snapshot in node.snapshots.list():
-            node.snapshots.delete(snapshot.id)
+        remove_everything(node)
     assert check_node(tmp_root) == {}
     assert processes_below(tmp_root) == []
     assert not [p for p in (tmp_root / "snapshots").rglob("*") if p.is_file() and p.parent.name != ".locks"]
