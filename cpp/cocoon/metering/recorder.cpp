@@ -29,10 +29,23 @@ bool has_torn_end(const std::filesystem::path& path) {
   if (fd < 0) {
     return false;
   }
-  struct stat status{};
-  char last = '\n';
-  const bool torn = ::fstat(fd, &status) == 0 && S_ISREG(status.st_mode) && status.st_size > 0 &&
-                    ::pread(fd, &last, 1, status.st_size - 1) == 1 && last != '\n';
+  bool torn = false;
+  for (off_t seen = 0;;) {
+    struct stat status{};
+    char last = '\n';
+    if (::fstat(fd, &status) != 0 || !S_ISREG(status.st_mode) || status.st_size == 0 ||
+        ::pread(fd, &last, 1, status.st_size - 1) != 1 || last == '\n') {
+      break;
+    }
+    if (status.st_size == seen) {
+      torn = true;
+      break;
+    }
+    seen = status.st_size;
+    // Somebody may be writing it at this moment, and a write over a page's end is seen in pieces. This question waits
+    // until that write is done; then the file is longer.
+    ::lseek(fd, 0, SEEK_HOLE);
+  }
   ::close(fd);
   return torn;
 }
