@@ -44,6 +44,7 @@ constexpr int kWarmUps = 150;
 constexpr auto kTimeout = 10s;
 constexpr std::size_t kMaxBody = 50'000;
 constexpr std::int64_t kDiskBytes = std::int64_t{1} << 30;
+constexpr const char* kDisk = "disk";
 constexpr std::string_view kVmId = "abcdefghijklmnopqrstuvwxyz";
 
 struct Request {
@@ -124,11 +125,10 @@ void append_and_sync(int fd) {
 
 class Bare {
  public:
-  // The VMs' folder, where `disk` names the file of each.
-  Bare(const Vmm& vmm, fs::path binary, fs::path folder, fs::path disk, fs::path ledger)
+  // `folder` is made for each VM anew, with its disk in it; `ledger` stays.
+  Bare(const Vmm& vmm, fs::path binary, fs::path folder, const fs::path& ledger)
       : vmm_(vmm),
         folder_(std::move(folder)),
-        disk_(std::move(disk)),
         ledger_(::open(ledger.c_str(), O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0600)) {
     spec_.argv = vmm.arguments;
     spec_.argv.insert(spec_.argv.begin(), binary.string());
@@ -143,7 +143,7 @@ class Bare {
     timed(times.loop, [&] {
       timed(times.create, [&] {
         fs::create_directory(folder_);
-        sys::make_sparse_file(disk_, kDiskBytes);
+        sys::make_sparse_file(folder_ / kDisk, kDiskBytes);
         note();
       });
       // The engine's own time in a start has its commit in it.
@@ -208,7 +208,6 @@ class Bare {
 
   const Vmm& vmm_;
   fs::path folder_;
-  fs::path disk_;
   sys::Fd ledger_;
   sys::SpawnSpec spec_;
   sys::Cancel never_;
@@ -268,9 +267,9 @@ void print_steps(std::string_view vmm, std::string_view whose, const Times& time
 }
 
 std::vector<bench::Row> measure(engine::Node& node, const Vmm& vmm, const fs::path& kernel, const fs::path& folder,
-                                const fs::path& disk, int rounds, int together) {
+                                int rounds, int together) {
   Engine ours(node, vmm, kernel);
-  Bare bare(vmm, node.find_binary(vmm.name), folder, disk, folder.parent_path() / "bare-ledger");
+  Bare bare(vmm, node.find_binary(vmm.name), folder, folder.parent_path() / "bare-ledger");
   // Until the database's log has its size, which it then keeps: growing a file is a slower kind of sync.
   Times warm_up;
   for (int round = 0; round < kWarmUps; ++round) ours.warm_up();
@@ -335,9 +334,9 @@ int main(int count, char** values) {
              "loop");
   std::vector<bench::Row> rows;
   const auto bare = folder / "bare";
-  const auto disk = bare / "disk";
+  const auto disk = bare / kDisk;
   for (const auto& vmm : {firecracker(kernel, disk), cloud_hypervisor(kernel, disk)}) {
-    const auto of_one = measure(node, vmm, kernel, bare, disk, rounds, together);
+    const auto of_one = measure(node, vmm, kernel, bare, rounds, together);
     rows.insert(rows.end(), of_one.begin(), of_one.end());
   }
   bench::report(rows);

@@ -184,32 +184,26 @@ VmRecord Backend::load_alive(const std::string& id, std::string_view verb, syste
   return vm;
 }
 
-void Backend::pause(std::string_view ref, system::Cancel& cancel) {
+void Backend::ask_vmm(std::string_view ref, std::string_view verb, Request request, system::Cancel& cancel) {
   const auto id = resolve(ref);
   with_op_lock(*node_, id, cancel, [&] {
-    const auto vm = load_alive(id, "pause", cancel);
+    const auto vm = load_alive(id, verb, cancel);
     try {
-      driver_->pause(vm, kApiTimeout, cancel);
+      (driver_->*request)(vm, kApiTimeout, cancel);
     } catch (const VmmError& error) {
-      explain(vm, "pause", "while it was asked", error);
+      explain(vm, verb, "while it was asked", error);
       throw;
     }
     PausedGuest::forget(vm);
   });
 }
 
+void Backend::pause(std::string_view ref, system::Cancel& cancel) {
+  ask_vmm(ref, "pause", &vmm::Driver::pause, cancel);
+}
+
 void Backend::resume(std::string_view ref, system::Cancel& cancel) {
-  const auto id = resolve(ref);
-  with_op_lock(*node_, id, cancel, [&] {
-    const auto vm = load_alive(id, "resume", cancel);
-    try {
-      driver_->resume(vm, kApiTimeout, cancel);
-    } catch (const VmmError& error) {
-      explain(vm, "resume", "while it was asked", error);
-      throw;
-    }
-    PausedGuest::forget(vm);
-  });
+  ask_vmm(ref, "resume", &vmm::Driver::resume, cancel);
 }
 
 system::Path Backend::console_path(std::string_view ref) const {

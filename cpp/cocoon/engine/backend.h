@@ -120,11 +120,9 @@ class Backend {
   void restore_locked(const std::string& id, const snapshot::Use& use, system::Cancel& cancel);
   // All that a paused guest's snapshot holds, as files in `dir`; the description of it is not written yet.
   lifecycle::SavedVm save(const lifecycle::VmRecord& vm, const system::Path& dir, system::Cancel& cancel) const;
-  // Takes back what a create or clone that failed had made; nothing of it is in the ledger. What cannot be taken back
-  // stays a placeholder, which rm and reconcile remove.
-  void take_back(const lifecycle::VmRecord& vm, std::string_view verb, OpLock& lock) const noexcept;
-  // In a catch block: takes back, and throws the error again; NotFound instead if somebody removed the placeholder or
-  // the folders that had been made.
+  // In a catch block: takes back what a create or clone that failed had made, and throws the error again; NotFound
+  // instead if somebody removed the placeholder or the folders that had been made. Nothing of it is in the ledger. What
+  // cannot be taken back stays a placeholder, which rm and reconcile remove.
   [[noreturn]] void abandon(const lifecycle::VmRecord& vm, std::string_view verb, OpLock& lock, bool made_dirs) const;
   // The snapshot that kept a hibernated VM's memory, when the VM does not speak of it any more. One that is being read
   // is left to reconcile.
@@ -153,6 +151,9 @@ class Backend {
                  system::Cancel& cancel);
   void remove_runtime_files(const lifecycle::VmRecord& vm) const;
   void make_vm_dirs(const lifecycle::VmRecord& vm) const;
+  // One request to a VMM that lives, under its op lock.
+  using Request = void (vmm::Driver::*)(const lifecycle::VmRecord&, std::chrono::milliseconds, system::Cancel&) const;
+  void ask_vmm(std::string_view ref, std::string_view verb, Request request, system::Cancel& cancel);
   [[nodiscard]] lifecycle::VmRecord load_alive(const std::string& id, std::string_view verb,
                                                system::Cancel& cancel) const;
 

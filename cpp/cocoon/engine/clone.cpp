@@ -1,7 +1,5 @@
 // clone: check → reserve → folders and disks → spawn → load → finalize.
 
-#include <fmt/format.h>
-
 #include "cocoon/engine/backend.h"
 #include "cocoon/engine/commit.h"
 #include "cocoon/engine/op_lock.h"
@@ -48,8 +46,7 @@ VmView Backend::clone(std::string_view snapshot, const VmSpec& spec, system::Can
         commit_if(node_->store(), vm,
                   lifecycle::FinalizeClone{
                       .config = vm.config, .source_snapshot_id = use.record().id, .process = to_record(*process)});
-    if (done.race != Race::kWon)
-      throw NotFound(fmt::format("clone {}: it was removed meanwhile", vm.config.name), vm.id);
+    if (done.race != Race::kWon) throw removed_meanwhile("clone", vm);
     return view(*std::move(done.record));
   } catch (...) {
     // A commit that failed after the fact is a commit.

@@ -62,6 +62,17 @@ VmRecord load_vm(const store::MetaStore& store, std::string_view id) {
   return *std::move(vm);
 }
 
+NotFound removed_meanwhile(std::string_view verb, const VmRecord& vm) {
+  return {fmt::format("{} {}: it was removed meanwhile", verb, vm.config.name), vm.id};
+}
+
+InvalidState changed_meanwhile(std::string_view verb, const VmRecord& now, std::string_view consequence) {
+  const std::string state(lifecycle::to_string(now.state));
+  return {fmt::format("{} {}: it was changed meanwhile and is {} now{}{}", verb, now.config.name, state,
+                      consequence.empty() ? "" : ", so ", consequence),
+          state};
+}
+
 std::optional<VmRecord> commit(store::MetaStore& store, std::string_view id, const lifecycle::VmEvent& event) {
   std::optional<VmRecord> after;
   // A placeholder that a power cut took has left folders at most, which gc removes.

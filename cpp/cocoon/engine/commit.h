@@ -5,6 +5,7 @@
 #include <optional>
 #include <string_view>
 
+#include "cocoon/error.h"
 #include "cocoon/lifecycle/record.h"
 #include "cocoon/lifecycle/transition.h"
 #include "cocoon/store/meta_store.h"
@@ -19,7 +20,8 @@ std::optional<lifecycle::VmRecord> find_vm(const store::MetaStore& store, std::s
 lifecycle::VmRecord load_vm(const store::MetaStore& store, std::string_view id);
 
 // Applies the event whatever the record's generation is.
-// Durable  the record and its entries, on return. Errors as lifecycle::apply; StoreError.
+// Durable  the record and its entries, on return; a placeholder with the VM that is made of it.
+// Errors as lifecycle::apply; StoreError.
 std::optional<lifecycle::VmRecord> commit(store::MetaStore& store, std::string_view id,
                                           const lifecycle::VmEvent& event);
 
@@ -37,6 +39,10 @@ struct Committed {
   Race race = Race::kWon;
   std::optional<lifecycle::VmRecord> record;  // as it is now
 };
+
+// What a sequence throws that has lost such a race for good. `now`: the record as it is; `consequence` may be empty.
+NotFound removed_meanwhile(std::string_view verb, const lifecycle::VmRecord& vm);
+InvalidState changed_meanwhile(std::string_view verb, const lifecycle::VmRecord& now, std::string_view consequence);
 
 // Applies the event only if the record's generation is still the one it was decided from. A lost race changes nothing.
 Committed commit_if(store::MetaStore& store, const lifecycle::VmRecord& seen, const lifecycle::VmEvent& event);

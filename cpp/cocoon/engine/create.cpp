@@ -31,34 +31,34 @@ void require_own(const system::Path& folder) {
                      folder.string(), EPERM);
 }
 
-}  // namespace
-
-void Backend::take_back(const lifecycle::VmRecord& vm, std::string_view verb, OpLock& lock) const noexcept {
+void take_back(const Node& node, const lifecycle::VmRecord& vm, std::string_view verb, OpLock& lock) noexcept {
   try {
-    const auto now = find_vm(node_->store(), vm.id);
+    const auto now = find_vm(node.store(), vm.id);
     if (now && now->state != lifecycle::VmState::kCreating) return;  // it was committed after all
     system::remove_tree(vm.run_dir);
     system::remove_tree(vm.log_dir);
-    if (now) commit_if(node_->store(), *now, lifecycle::RollbackCreate{});
+    if (now) commit_if(node.store(), *now, lifecycle::RollbackCreate{});
     lock.retire();
   } catch (const std::exception& error) {
     spdlog::warn("{} {}: taking back what was made: {}", verb, vm.config.name, error.what());
   }
 }
 
+}  // namespace
+
 void Backend::abandon(const lifecycle::VmRecord& vm, std::string_view verb, OpLock& lock, bool made_dirs) const {
   // Who removes a VM removes its folders, then its record.
   std::error_code ignored;
   const bool removed =
       made_dirs && (!std::filesystem::exists(vm.run_dir, ignored) || !find_vm(node_->store(), vm.id).has_value());
-  take_back(vm, verb, lock);
+  take_back(*node_, vm, verb, lock);
   try {
     throw;
   } catch (const Cancelled&) {
     throw;
   } catch (const Error&) {
     // Whatever it stumbled over is what the removal has left.
-    if (removed) throw NotFound(fmt::format("{} {}: it was removed meanwhile", verb, vm.config.name), vm.id);
+    if (removed) throw removed_meanwhile(verb, vm);
     throw;
   }
 }

@@ -25,16 +25,6 @@ namespace {
 using lifecycle::VmRecord;
 using lifecycle::VmState;
 
-NotFound removed(std::string_view verb, const VmRecord& vm) {
-  return {fmt::format("{} {}: it was removed meanwhile", verb, vm.config.name), vm.id};
-}
-
-InvalidState changed(std::string_view verb, const VmRecord& vm, std::string_view consequence) {
-  return {fmt::format("{} {}: it was changed meanwhile and is {} now, so {}", verb, vm.config.name, to_string(vm.state),
-                      consequence),
-          std::string(to_string(vm.state))};
-}
-
 // A run dir below /run goes with a reboot, and the disks in it.
 bool lacks_disks(const VmRecord& vm) {
   std::error_code ignored;
@@ -88,14 +78,14 @@ VmView Backend::hibernate(std::string_view ref, system::Cancel& cancel) {
       //    guest goes on. Die after it: a VMM that is paused for ever; reconcile, wake, stop and rm kill it.
       snapshots.publish(std::move(staging), cancel, [&](store::Transaction& transaction) {
         const auto done = commit_if_in(store, transaction, vm, lifecycle::Hibernate{.kept_snapshot_id = kept_id});
-        if (done.race == Race::kGone) throw removed("hibernate", vm);
-        if (done.race == Race::kChanged) throw changed("hibernate", *done.record, "it goes on");
+        if (done.race == Race::kGone) throw removed_meanwhile("hibernate", vm);
+        if (done.race == Race::kChanged) throw changed_meanwhile("hibernate", *done.record, "it goes on");
       });
     } catch (const Cancelled&) {
       throw;
     } catch (const Error& error) {
       const auto now = find_vm(store, id);
-      if (!now) throw removed("hibernate", vm);
+      if (!now) throw removed_meanwhile("hibernate", vm);
       if (now->kept_snapshot_id != kept_id) {
         guest.reset();  // it goes on before anything else
         explain(vm, "hibernate", "while it was saved", error);
@@ -147,8 +137,8 @@ VmView Backend::wake(std::string_view ref, system::Cancel& cancel) {
       process = launch_saved(vm, saved, "wake", cancel);
       // 5. State, identity and compute.start, in one transaction.
       const auto done = commit_if(store, vm, lifecycle::Wake{.process = to_record(*process)});
-      if (done.race == Race::kGone) throw removed("wake", vm);
-      if (done.race == Race::kChanged) throw changed("wake", *done.record, "what was woken is stopped");
+      if (done.race == Race::kGone) throw removed_meanwhile("wake", vm);
+      if (done.race == Race::kChanged) throw changed_meanwhile("wake", *done.record, "what was woken is stopped");
     } catch (...) {
       const auto now = find_vm(store, id);
       const bool is_committed = process && now && now->process == to_record(*process);
@@ -162,7 +152,7 @@ VmView Backend::wake(std::string_view ref, system::Cancel& cancel) {
         } catch (const Cancelled&) {
           throw;
         } catch (const Error&) {
-          throw removed("wake", vm);
+          throw removed_meanwhile("wake", vm);
         }
       }
       throw;

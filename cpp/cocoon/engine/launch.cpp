@@ -19,7 +19,6 @@ using lifecycle::VmRecord;
 
 constexpr auto kLoadTimeout = 10min;  // memory is read from a disk
 constexpr auto kLockTimeout = 3s;     // of somebody who removes the VM
-constexpr auto kDying = 200ms;        // from its last word to its end
 constexpr std::size_t kLogLines = 20;
 
 // Each run has logs of its own; those of the run before stay beside them.
@@ -64,7 +63,7 @@ void Backend::explain(const VmRecord& vm, std::string_view verb, std::string_vie
   const auto deadline = std::chrono::steady_clock::now() + kLockTimeout;
   while (system::FileLock::look(system::Path(vm.run_dir) / kLockFile) != system::FileLock::State::kFree) {
     const auto now = find_vm(node_->store(), vm.id);
-    if (!now) throw NotFound(fmt::format("{} {}: it was removed meanwhile", verb, vm.config.name), vm.id);
+    if (!now) throw removed_meanwhile(verb, vm);
     if (probe(*driver_, *now).remnant || std::chrono::steady_clock::now() >= deadline) break;
     system::pause_for(1ms, never);
   }
@@ -90,8 +89,7 @@ void Backend::wait_for_api(const VmRecord& vm, std::string_view verb, const syst
     const auto pause = std::clamp<std::chrono::nanoseconds>((std::chrono::steady_clock::now() - begin) / 8, 100us, 1ms);
     if (process.wait(pause, cancel)) report_death(vm, verb, "before its API socket answered");
     // Spawned just after a removal had looked for processes, it has lost its socket with its folder.
-    if (std::error_code ignored; !std::filesystem::exists(vm.run_dir, ignored))
-      throw NotFound(fmt::format("{} {}: it was removed meanwhile", verb, vm.config.name), vm.id);
+    if (std::error_code ignored; !std::filesystem::exists(vm.run_dir, ignored)) throw removed_meanwhile(verb, vm);
     if (std::chrono::steady_clock::now() >= deadline) {
       auto tail = system::tail_text(driver_->log(vm), kLogLines);
       throw VmmTimeout(
@@ -114,8 +112,7 @@ system::FileLock Backend::lock_run_dir(const VmRecord& vm, std::string_view verb
       if (std::filesystem::exists(path.parent_path(), ignored)) throw;
     }
     // No VMM was found alive, so it is somebody who removes the VM: first the folder goes, in a moment the record.
-    if (!find_vm(node_->store(), vm.id))
-      throw NotFound(fmt::format("{} {}: it was removed meanwhile", verb, vm.config.name), vm.id);
+    if (!find_vm(node_->store(), vm.id)) throw removed_meanwhile(verb, vm);
     if (std::chrono::steady_clock::now() >= deadline)
       throw Inconclusive(fmt::format("{} {}: {} is held by another process, so a VMM of it may be alive", verb,
                                      vm.config.name, path.string()));

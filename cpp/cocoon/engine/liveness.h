@@ -33,6 +33,9 @@ struct Liveness {
   std::string why;                                 // when unknown
 };
 
+// How long a VMM may take from its last word to its end.
+inline constexpr std::chrono::milliseconds kDying{200};
+
 inline constexpr const char* kLockFile = "vm.lock";
 inline constexpr const char* kExitFile = "exit";
 // There while a sequence keeps the guest paused for a snapshot: with the op lock free, it died and left it so.

@@ -46,16 +46,20 @@ class OpLock {
   pid_t owner_ = ::getpid();
 };
 
-// Runs `sequence` under the op lock. If it finds the VM gone, the lock's file goes too.
+// Runs `sequence` under a lock that may have been got. If it finds the VM gone, the lock's file goes too.
 template <typename Sequence>
-auto with_op_lock(const Node& node, const std::string& vm_id, system::Cancel& cancel, Sequence&& sequence) {
-  OpLock lock(node, vm_id, cancel);
+auto with_lock(std::optional<OpLock> lock, Sequence&& sequence) {
   try {
     return sequence();
   } catch (const NotFound&) {
-    lock.retire();
+    if (lock) lock->retire();
     throw;
   }
+}
+
+template <typename Sequence>
+auto with_op_lock(const Node& node, const std::string& vm_id, system::Cancel& cancel, Sequence&& sequence) {
+  return with_lock(OpLock(node, vm_id, cancel), std::forward<Sequence>(sequence));
 }
 
 }  // namespace cocoon::engine

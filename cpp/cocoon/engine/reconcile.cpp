@@ -177,13 +177,7 @@ class Reconciler {
     if (candidates.empty() || node_.pending() > 0) return;
     for (const auto& id : unknown(read_ledger(node_))) {
       if (!candidates.contains(id)) continue;  // came and went meanwhile
-      add({.id = id,
-           .name = {},
-           .hypervisor = {},
-           .status = "ledger-open-no-record",
-           .record_state = {},
-           .ledger_state = "open"},
-          false);
+      add_without_record(id, "vm");
     }
   }
 
@@ -215,15 +209,18 @@ class Reconciler {
             false);
     }
     for (const auto& id : without_record)
-      if (now.open_snapshots.contains(id))
-        add({.id = id,
-             .name = {},
-             .hypervisor = {},
-             .status = "ledger-open-no-record",
-             .record_state = {},
-             .ledger_state = "open",
-             .kind = "snapshot"},
-            false);
+      if (now.open_snapshots.contains(id)) add_without_record(id, "snapshot");
+  }
+
+  void add_without_record(const std::string& id, const char* kind) {
+    add({.id = id,
+         .name = {},
+         .hypervisor = {},
+         .status = "ledger-open-no-record",
+         .record_state = {},
+         .ledger_state = "open",
+         .kind = kind},
+        false);
   }
 
   void add(ReconcileRow row, bool ok) {

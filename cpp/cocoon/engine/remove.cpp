@@ -107,7 +107,7 @@ bool Backend::try_remove(const std::string& id, bool force, std::chrono::steady_
 
   // 4. The record and its last entries. Die after it: nothing is left but the outbox, which the next opener drains.
   const auto done = commit_if(store, vm, lifecycle::Remove{.stopped_by_caller = stopped_by_us, .death = death});
-  if (done.race == Race::kGone) throw NotFound(fmt::format("remove {}: it was removed meanwhile", vm.config.name), id);
+  if (done.race == Race::kGone) throw removed_meanwhile("remove", vm);
   if (done.race != Race::kWon) return false;
   // 5. The memory it was hibernated with. Die before it: a kept snapshot that no VM names; reconcile removes it.
   if (!vm.kept_snapshot_id.empty()) drop_kept(vm.kept_snapshot_id);
@@ -117,16 +117,13 @@ bool Backend::try_remove(const std::string& id, bool force, std::chrono::steady_
 void Backend::remove_one(const std::string& id, bool force, system::Cancel& cancel) {
   // With force it is not waited for, but taken if it is free: gc and reconcile pass by what is locked, and would
   // otherwise find the VMM that we have killed dead, and bill a crash.
-  auto lock = force ? OpLock::try_acquire(*node_, id) : std::optional<OpLock>(std::in_place, *node_, id, cancel);
-  std::vector<system::ProcessIdentity> killed;
-  const auto give_up = std::chrono::steady_clock::now() + kPatience;
-  try {
+  auto lock = force ? OpLock::try_acquire(*node_, id) : OpLock(*node_, id, cancel);
+  with_lock(std::move(lock), [&] {
+    std::vector<system::ProcessIdentity> killed;
+    const auto give_up = std::chrono::steady_clock::now() + kPatience;
     while (!try_remove(id, force, give_up, killed, cancel)) cancel.check();
-  } catch (const NotFound&) {
-    if (lock) lock->retire();
-    throw;
-  }
-  system::remove_file(node_->op_lock_path(id));
+    system::remove_file(node_->op_lock_path(id));
+  });
 }
 
 }  // namespace cocoon::engine

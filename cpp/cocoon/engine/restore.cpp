@@ -21,10 +21,6 @@ using lifecycle::VmConfig;
 using lifecycle::VmRecord;
 using lifecycle::VmState;
 
-NotFound removed(const VmRecord& vm) {
-  return {fmt::format("restore {}: it was removed meanwhile", vm.config.name), vm.id};
-}
-
 void refuse_unrestorable(const VmRecord& vm) {
   const auto refuse = [&](std::string_view why) {
     throw InvalidState(fmt::format("restore {}: {}", vm.config.name, why), std::string(to_string(vm.state)));
@@ -38,13 +34,10 @@ void refuse_unrestorable(const VmRecord& vm) {
 VmRecord commit_killed(store::MetaStore& store, const vmm::Driver& driver, VmRecord seen, const std::string& source) {
   for (;;) {
     auto done = commit_if(store, seen, lifecycle::RestoreKilled{.source_snapshot_id = source, .dirty = true});
-    if (done.race == Race::kGone) throw removed(seen);
+    if (done.race == Race::kGone) throw removed_meanwhile("restore", seen);
     if (done.race == Race::kWon) return *std::move(done.record);
     seen = *std::move(done.record);
-    if (probe(driver, seen).life != Life::kDead)
-      throw InvalidState(
-          fmt::format("restore {}: it was changed meanwhile and is {} now", seen.config.name, to_string(seen.state)),
-          std::string(to_string(seen.state)));
+    if (probe(driver, seen).life != Life::kDead) throw changed_meanwhile("restore", seen, "");
   }
 }
 
@@ -131,11 +124,8 @@ void Backend::restore_locked(const std::string& id, const snapshot::Use& use, sy
       const auto done = commit_if(
           store, vm,
           lifecycle::RestoreDone{.config = config, .source_snapshot_id = source, .process = to_record(*process)});
-      if (done.race == Race::kGone) throw removed(vm);
-      if (done.race == Race::kChanged)
-        throw InvalidState(fmt::format("restore {}: it was changed meanwhile and is {} now, so it was undone",
-                                       vm.config.name, to_string(done.record->state)),
-                           std::string(to_string(done.record->state)));
+      if (done.race == Race::kGone) throw removed_meanwhile("restore", vm);
+      if (done.race == Race::kChanged) throw changed_meanwhile("restore", *done.record, "it was undone");
     } catch (...) {
       const auto now = find_vm(store, id);
       if (process && now && now->state == VmState::kRunning && now->process == to_record(*process) && !now->dirty)
@@ -154,7 +144,7 @@ void Backend::restore_locked(const std::string& id, const snapshot::Use& use, sy
     forget_if_removed(vm, "restore");
     throw;
   } catch (const Error&) {
-    if (forget_if_removed(vm, "restore")) throw removed(vm);
+    if (forget_if_removed(vm, "restore")) throw removed_meanwhile("restore", vm);
     throw;
   }
 }

@@ -83,7 +83,7 @@ lifecycle::SnapshotRecord Backend::snapshot(std::string_view ref, const Snapshot
     } catch (const Cancelled&) {
       throw;
     } catch (const Error& error) {
-      if (!find_vm(store, id)) throw NotFound(fmt::format("snapshot {}: it was removed meanwhile", vm.config.name), id);
+      if (!find_vm(store, id)) throw removed_meanwhile("snapshot", vm);
       explain(vm, "snapshot", "while it was saved", error);
       throw;
     }

@@ -71,8 +71,7 @@ void Backend::start_locked(const std::string& id, system::Cancel& cancel) {
     forget_if_removed(vm, "start");
     throw;
   } catch (const Error&) {
-    if (forget_if_removed(vm, "start"))
-      throw NotFound(fmt::format("start {}: it was removed meanwhile", vm.config.name), id);
+    if (forget_if_removed(vm, "start")) throw removed_meanwhile("start", vm);
     throw;
   }
 }
@@ -88,7 +87,7 @@ void Backend::run_vmm(const VmRecord& vm, system::Cancel& cancel) {
     try {
       driver_->boot(vm, kApiTimeout, cancel);
     } catch (const VmmError&) {
-      if (pidfd->wait(200ms, cancel)) report_death(vm, "start", "while it was told to boot");
+      if (pidfd->wait(kDying, cancel)) report_death(vm, "start", "while it was told to boot");
       throw;
     }
     // A guest that is over already never ran: its interval would begin after its end.
@@ -96,14 +95,11 @@ void Backend::run_vmm(const VmRecord& vm, system::Cancel& cancel) {
     // 3. State, identity and compute.start in one transaction. Die after it: the next drain appends the line.
     const auto done = commit_if(node_->store(), vm, lifecycle::MarkStarted{.process = to_record(process)});
     if (done.race == Race::kWon) return;
-    if (done.race == Race::kGone)
-      throw NotFound(fmt::format("start {}: it was removed meanwhile", vm.config.name), vm.id);
+    if (done.race == Race::kGone) throw removed_meanwhile("start", vm);
     const auto& now = *done.record;
     if (now.state == VmState::kRunning && now.compute_open() && now.process == to_record(process))
       return;  // somebody who saw it run has said so before us
-    throw InvalidState(fmt::format("start {}: it was changed meanwhile and is {} now, so what was started is stopped",
-                                   vm.config.name, to_string(now.state)),
-                       std::string(to_string(now.state)));
+    throw changed_meanwhile("start", now, "what was started is stopped");
   } catch (const NotFound&) {
     discard(vm, "start", process);
     throw;

@@ -109,7 +109,7 @@ void Backend::stop_locked(const std::string& id, const StopOptions& options, sys
       done = crashed ? commit_if(store, vm, lifecycle::FoundDead{.death = death})
                      : commit_if(store, vm, lifecycle::MarkStopped{});
     }
-    if (done.race == Race::kGone) throw NotFound(fmt::format("stop {}: it was removed meanwhile", vm.config.name), id);
+    if (done.race == Race::kGone) throw removed_meanwhile("stop", vm);
     if (done.race == Race::kChanged) continue;
     kill_remnants(*driver_, vm);
     remove_runtime_files(vm);

@@ -9,6 +9,7 @@
 
 #include "cocoon/error.h"
 #include "cocoon/metering/log.h"
+#include "cocoon/metering/owned_fd.h"
 
 namespace cocoon::metering {
 namespace {
@@ -25,29 +26,22 @@ std::int64_t coarse_now_ns() {
 // Whether the file's last line lacks its '\n'. What cannot be read is taken for whole: the append will say what is
 // wrong.
 bool has_torn_end(const std::filesystem::path& path) {
-  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
-  if (fd < 0) {
-    return false;
-  }
-  bool torn = false;
+  const OwnedFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY));
   for (off_t seen = 0;;) {
     struct stat status{};
     char last = '\n';
-    if (::fstat(fd, &status) != 0 || !S_ISREG(status.st_mode) || status.st_size == 0 ||
-        ::pread(fd, &last, 1, status.st_size - 1) != 1 || last == '\n') {
-      break;
+    if (::fstat(fd.value, &status) != 0 || !S_ISREG(status.st_mode) || status.st_size == 0 ||
+        ::pread(fd.value, &last, 1, status.st_size - 1) != 1 || last == '\n') {
+      return false;
     }
     if (status.st_size == seen) {
-      torn = true;
-      break;
+      return true;
     }
     seen = status.st_size;
     // Somebody may be writing it at this moment, and a write over a page's end is seen in pieces. This question waits
     // until that write is done; then the file is longer.
-    ::lseek(fd, 0, SEEK_HOLE);
+    ::lseek(fd.value, 0, SEEK_HOLE);
   }
-  ::close(fd);
-  return torn;
 }
 
 }  // namespace

@@ -1,10 +1,11 @@
 """What a guest has printed since its VMM was started, from the log or, where there is none, from the console itself."""
 
-import os
 import socket
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from cocoon._sockets import connect
 
 if TYPE_CHECKING:
     from cocoon import Backend
@@ -38,22 +39,10 @@ class Printed:
 
     def _receive(self) -> None:
         if self._connection is None:
-            self._connection = self._connect()
+            self._connection = connect(self._console)
         while block := self._connection.recv(_BLOCK, socket.MSG_DONTWAIT):
             self._text += block
         self.close()
-
-    def _connect(self) -> socket.socket:
-        folder = os.open(self._console.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            connection.connect(f"/proc/self/fd/{folder}/{self._console.name}")
-        except OSError:
-            connection.close()
-            raise
-        finally:
-            os.close(folder)
-        return connection
 
     def close(self) -> None:
         """What was printed until now stays."""
