@@ -114,7 +114,7 @@ void Console::write(std::string_view bytes) {
 
 void Console::add_to(std::vector<pollfd>& polls) const {
   if (in_ >= 0) polls.push_back({.fd = in_, .events = POLLIN, .revents = 0});
-  if (listener_) polls.push_back({.fd = listener_.get(), .events = POLLIN, .revents = 0});
+  if (listener_ && !was_reset_) polls.push_back({.fd = listener_.get(), .events = POLLIN, .revents = 0});
   if (both_ways_ && out_) polls.push_back({.fd = out_.get(), .events = POLLIN, .revents = 0});
 }
 
@@ -128,10 +128,12 @@ std::string Console::read(const std::vector<pollfd>& polls) {
   }
   if (both_ways_ && out_ && is_ready(polls, out_.get())) {
     const ssize_t count = ::read(out_.get(), buffer.data(), buffer.size());
+    const int error = count < 0 ? errno : 0;
     if (count > 0) typed.append(buffer.data(), static_cast<std::size_t>(count));
-    if (count == 0 || (count < 0 && errno != EAGAIN && errno != EINTR)) out_.reset();
+    if (listener_ && error == ECONNRESET) was_reset_ = true;
+    if (count == 0 || (count < 0 && error != EAGAIN && error != EINTR)) out_.reset();
   }
-  if (listener_ && is_ready(polls, listener_.get())) {
+  if (!was_reset_ && listener_ && is_ready(polls, listener_.get())) {
     system::Fd client(::accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
     if (client) {
       out_ = std::move(client);  // and the one before it is gone

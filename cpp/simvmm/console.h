@@ -1,7 +1,8 @@
 #pragma once
 // Where the guest's serial line ends: nowhere, a pair of descriptors, a file, a pseudo-terminal, or a UNIX socket that
 // one client at a time has. A reader that does not read never stops the guest: what does not fit is lost, but for a
-// socket, where what was printed before its first client came waits for it.
+// socket, where what was printed before its first client came waits for it. A client of a socket that leaves with something
+// unread (a reset) is the last one, as with Cloud Hypervisor 53.
 
 #include <poll.h>
 
@@ -54,6 +55,7 @@ class Console {
   bool both_ways_ = false;
   std::string waiting_;  // for the first client of a socket
   bool had_client_ = false;
+  bool was_reset_ = false;
 };
 
 }  // namespace cocoon::simvmm

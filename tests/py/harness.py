@@ -19,8 +19,7 @@ from typing import Any
 import pytest
 
 import cocoon
-from cocoon import Backend, Node, VMConfig
-from cocoon._sockets import connect
+from cocoon import Backend, Node, VMConfig, _sockets
 
 READY = "COCOON-GUEST-READY"
 LineType = dict[str, Any]
@@ -196,7 +195,7 @@ def wait_ready(backend: Backend, ref: str, *, seconds: float = 90) -> None:
 
 @contextmanager
 def console(backend: Backend, ref: str) -> Iterator[socket.socket]:
-    with connect(backend.console_path(ref), 30) as client:
+    with _sockets.console(backend.console_path(ref), 30) as client:
         yield client
 
 

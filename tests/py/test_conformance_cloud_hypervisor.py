@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import select
 import shutil
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cocoon._sockets import connect
+from cocoon._sockets import connect, leave
 from conformance import Call, Pair, all_of, pair_of, with_disk
 from simvmm_client import CLOUD_HYPERVISOR, DEADLINE, Vmm, boot, cloud_hypervisor_config, until
 
@@ -197,6 +199,30 @@ def test_cloud_hypervisor_console_and_power_button(cloud_hypervisor: Pair) -> No
 
     result = cloud_hypervisor.both(script)
     assert result[2] == 0
+
+
+@pytest.mark.parametrize("leaves", ["with all read", "as ours do", "with something unread"])
+def test_whether_the_console_takes_another_client_after_one(cloud_hypervisor: Pair, leaves: str) -> None:
+    def script(vmm: Vmm) -> Any:
+        boot(vmm, cloud_hypervisor.kernel)
+        _, first = console_of(vmm, "hello\n")
+        if leaves != "with all read":
+            select.select([first], [], [], DEADLINE)  # it ticks
+        if leaves == "as ours do":
+            leave(first)
+        else:
+            first.close()
+        with connect(vmm.folder / "console.sock", DEADLINE) as second:
+            second.sendall(b"d")
+            second.settimeout(DEADLINE if leaves != "with something unread" else 3.0)
+            heard = ""
+            with suppress(TimeoutError):
+                while "DIRTY" not in heard:
+                    heard += second.recv(4096).decode()
+        return ["DIRTY" in heard, vmm.state]
+
+    answered, _ = cloud_hypervisor.both(script)
+    assert answered is (leaves != "with something unread")
 
 
 def test_a_reset_drops_the_consoles_client(cloud_hypervisor: Pair) -> None:

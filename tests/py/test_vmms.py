@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import os
+import select
 import signal
 import stat
 import subprocess
@@ -32,7 +33,7 @@ from cocoon import (
 )
 from cocoon._sockets import connect
 from harness import check_node, in_threads, ledger_lines, listening, proc_gone, reasons
-from vmms import Vmm, console, find_vmm, processes_below
+from vmms import SECONDS, Vmm, console, find_vmm, processes_below
 
 Wait = Callable[..., None]
 Rounds = Callable[[int], int]
@@ -433,29 +434,40 @@ def test_cloud_hypervisor_has_no_console_log(tmp_root: Path, tmp_path: Path) -> 
         backend.delete("web")
 
 
-@pytest.mark.parametrize("name", REST)
-def test_the_console_of_the_command_line_hears_and_speaks(name: str, tmp_root: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", [*REST, "sim-firecracker", "sim-cloud-hypervisor"])
+def test_the_console_of_the_command_line_hears_and_speaks_also_after_one_was_ended(
+    name: str, tmp_root: Path, tmp_path: Path
+) -> None:
     vmm = find_vmm(name, tmp_path)
     with Node(tmp_root) as node:
         backend = vmm.backend(node)
         backend.create(vmm.config("web"))
         backend.start("web")
         wait_up(backend, "web")
-        with subprocess.Popen(
-            [sys.executable, "-m", "cocoon.cli", "--root", str(tmp_root), "vm", "console", "web"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        ) as attached:
-            assert attached.stdin is not None
-            assert attached.stdout is not None
-            attached.stdin.write(b"d")
-            attached.stdin.flush()
-            heard = b""
-            while b"DIRTY" not in heard:
-                more = os.read(attached.stdout.fileno(), 4096)
-                assert more, f"it ended before the guest answered: {heard!r}"
-                heard += more
-            attached.terminate()
+        for _ in range(2):
+            with subprocess.Popen(
+                [sys.executable, "-m", "cocoon.cli", "--root", str(tmp_root), "vm", "console", "web"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+            ) as attached:
+                assert attached.stdin is not None
+                assert attached.stdout is not None
+                attached.stdin.write(b"d")
+                attached.stdin.flush()
+                heard = b""
+                deadline = time.monotonic() + SECONDS
+                while b"DIRTY" not in heard:
+                    left = max(0.0, deadline - time.monotonic())
+                    assert select.select([attached.stdout], [], [], left)[0], f"the guest did not answer: {heard!r}"
+                    more = os.read(attached.stdout.fileno(), 4096)
+                    assert more, f"it ended before the guest answered: {heard!r}"
+                    heard += more
+                # It ends with some of what the guest prints, a line each second, not yet read.
+                attached.send_signal(signal.SIGSTOP)
+                threading.Event().wait(1.5)
+                attached.terminate()
+                attached.send_signal(signal.SIGCONT)
+                assert attached.wait(SECONDS) == 128 + signal.SIGTERM
         backend.delete("web", force=True)
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from cocoon import Backend, Node, VMConfig
-from cocoon._sockets import connect
+from cocoon._sockets import connect, leave
 from cocoon.testing import SimulatedVmms
 from harness import proc_gone
 
@@ -128,7 +128,7 @@ class Console:
 
     def close(self) -> None:
         if self._socket is not None:
-            self._socket.close()
+            leave(self._socket)
             self._socket = None
 
 

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cocoon._sockets import connect
+from cocoon._sockets import console
 
 if TYPE_CHECKING:
     from cocoon import Backend
@@ -35,7 +35,7 @@ def ask(backend: "Backend", vm_id: str, question: str, answer: str, seconds: flo
                     return found[1]
             time.sleep(_POLL_SECONDS)
         return None
-    with connect(path) as connection:
+    with console(path) as connection:
         connection.sendall(f"{question}\n".encode())
         heard = b""
         while (left := deadline - time.monotonic()) > 0:

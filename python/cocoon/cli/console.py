@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-from cocoon._sockets import connect
+from cocoon._sockets import console
 from cocoon.cli.errors import FAILED, CommandError, printable
 
 _LEAVE = b"\x1d"  # ^]
@@ -27,7 +27,7 @@ _LOOK_SECONDS = 0.02
 def attach(path: Path, name: str, printed: Path | None = None) -> None:
     """Copies both ways until ^] (terminal), until the input has ended and the guest is quiet (pipe), or until the VMM
     closes the console. `printed` is the console's log: the output of a console whose path is only a way in."""
-    with _open(path, name, printed) as guest:
+    with _ended_by_signals(), _open(path, name, printed) as guest:
         stdin = sys.stdin.fileno()
         if not os.isatty(stdin):
             _copy(guest, stdin, leaves=False)
@@ -118,7 +118,7 @@ def _open(path: Path, name: str, printed: Path | None) -> Iterator[_Console]:
         try:
             guest: _Console
             if printed is None:
-                guest = _Socket(opened.enter_context(connect(path)))
+                guest = _Socket(opened.enter_context(console(path)))
             else:
                 fifo = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
                 opened.callback(os.close, fifo)
@@ -131,11 +131,20 @@ def _open(path: Path, name: str, printed: Path | None) -> Iterator[_Console]:
 
 
 @contextmanager
-def _raw(terminal: int) -> Iterator[None]:
-    # Whatever ends us, but SIGKILL, gives the terminal back as it was.
-    before = termios.tcgetattr(terminal)
+def _ended_by_signals() -> Iterator[None]:
+    # Whatever ends us, but SIGKILL, leaves the console and gives the terminal back as it was.
     deadly = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
     handlers = {number: signal.signal(number, _end) for number in deadly}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _raw(terminal: int) -> Iterator[None]:
+    before = termios.tcgetattr(terminal)
     try:
         tty.setraw(terminal)
         yield
@@ -143,8 +152,6 @@ def _raw(terminal: int) -> Iterator[None]:
         # A terminal that hung up has nothing to be restored.
         with suppress(termios.error):
             termios.tcsetattr(terminal, termios.TCSADRAIN, before)
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
 
 
 def _end(number: int, _frame: Any) -> None:

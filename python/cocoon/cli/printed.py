@@ -5,7 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cocoon._sockets import connect
+from cocoon._sockets import connect, leave
 
 if TYPE_CHECKING:
     from cocoon import Backend
@@ -47,5 +47,5 @@ class Printed:
     def close(self) -> None:
         """What was printed until now stays."""
         if self._connection is not None:
-            self._connection.close()
+            leave(self._connection)
             self._connection = None
