@@ -73,13 +73,14 @@ inline void report(const std::vector<Row>& rows) {
 // A folder that goes with its owner.
 class Folder {
  public:
-  explicit Folder(const std::filesystem::path& base) {
+  enum Where { kDisk, kAny };
+  explicit Folder(const std::filesystem::path& base, Where where = kDisk) {
     std::string pattern = (base / "cocoon-bench-XXXXXX").string();
     if (::mkdtemp(pattern.data()) == nullptr) throw std::runtime_error("cannot make a folder in " + base.string());
     path_ = pattern;
     constexpr decltype(statfs::f_type) kTmpfs = 0x01021994;
     struct statfs status{};
-    if (::statfs(path_.c_str(), &status) == 0 && status.f_type == kTmpfs)
+    if (where == kDisk && ::statfs(path_.c_str(), &status) == 0 && status.f_type == kTmpfs)
       fmt::print(stderr, "note: {} is in memory, where syncing costs nothing: choose a disk with --dir\n",
                  base.string());
   }

@@ -228,6 +228,20 @@ TEST(FileTest, RemoveFileTakesAbsenceButNoFolder) {
   EXPECT_EQ(store_error_of([&] { remove_file(dir.path()); }), "remove " + dir.path().string() + ": Is a directory");
 }
 
+TEST(FileTest, RemoveFilesTakesThoseThatAreThere) {
+  const TempDir dir;
+  for (const char* name : {"socket", "fifo", "kept"}) put(dir / name, "");
+  std::filesystem::create_symlink(dir / "kept", dir / "link");
+  remove_files(dir.path(), {"fifo", "absent", "link", "socket"});
+  EXPECT_EQ(names_in(dir.path()), std::vector<std::string>{"kept"});
+  EXPECT_NO_THROW(remove_files(dir / "absent", {"socket"})) << "a folder that is not there has none of them";
+  make_private_dirs(dir / "folder");
+  EXPECT_EQ(store_error_of([&] { remove_files(dir.path(), {"folder"}); }),
+            "remove " + (dir / "folder").string() + ": Is a directory");
+  EXPECT_EQ(store_error_of([&] { remove_files(dir / "kept", {"x"}); }),
+            "open folder " + (dir / "kept").string() + ": Not a directory");
+}
+
 TEST(FileTest, SparseFileHoldsNothing) {
   const TempDir dir;
   make_sparse_file(dir / "disk", std::int64_t{3} << 30);

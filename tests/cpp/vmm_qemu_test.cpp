@@ -136,6 +136,11 @@ TEST_F(QemuCallsTest, PauseResumeAndPowerOffDependOnTheState) {
   }
 }
 
+TEST_F(QemuCallsTest, APausedGuestIsResumedToHearOfThePowerButton) {
+  EXPECT_EQ(commands("paused", [&] { qemu_.request_power_off(vm_, kTimeout, cancel_); }),
+            (std::vector<std::string>{"query-status", "cont", "system_powerdown"}));
+}
+
 TEST_F(QemuCallsTest, ErrorsSayWhatWasTriedOnWhichVmAndKeepTheirClass) {
   try {
     qemu_.quit(vm_, kTimeout, cancel_);

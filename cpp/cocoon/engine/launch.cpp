@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <filesystem>
+#include <iterator>
 
 #include <fmt/format.h>
 #include <spdlog/spdlog.h>
@@ -31,8 +32,10 @@ void rotate_log(const system::Path& log) {
 
 }  // namespace
 
-void Backend::remove_runtime_files(const VmRecord& vm) const {
-  for (const auto& name : driver_->runtime_files()) system::remove_file(system::Path(vm.run_dir) / name);
+void Backend::remove_runtime_files(const VmRecord& vm, std::vector<std::string> more) const {
+  auto names = driver_->runtime_files();
+  names.insert(names.end(), std::make_move_iterator(more.begin()), std::make_move_iterator(more.end()));
+  system::remove_files(vm.run_dir, names);
 }
 
 void Backend::report_death(const VmRecord& vm, std::string_view verb, const std::string& when) const {
@@ -128,9 +131,7 @@ system::ProcessIdentity Backend::launch(const VmRecord& vm, const vmm::Saved* sa
   // Held by us until the VMM has inherited it, then by the VMM alone.
   const auto lock = lock_run_dir(vm, verb, cancel);
   // A socket or exit file of an earlier run would be taken for this one's.
-  remove_runtime_files(vm);
-  system::remove_file(run_dir / kExitFile);
-  system::remove_file(run_dir / kSavingFile);
+  remove_runtime_files(vm, {kExitFile, kSavingFile});
   rotate_log(driver_->log(vm));
   if (const auto printed = driver_->console_log(vm)) rotate_log(*printed);
 

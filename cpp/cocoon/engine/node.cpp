@@ -131,7 +131,7 @@ std::vector<VmView> Node::vms() const {
 VmView Node::find(std::string_view ref) const { return view(vm_from_row(store_->resolve(store::Table::kVm, ref))); }
 
 bool Node::is_below_root(const system::Path& folder) const {
-  return folder.lexically_relative(root_).begin()->string() != "..";
+  return (folder / "").native().starts_with((root_ / "").native());  // both are canonical
 }
 
 bool Node::owns(const system::Path& folder) const {

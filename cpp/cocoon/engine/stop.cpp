@@ -37,18 +37,8 @@ void Backend::shut_down(const VmRecord& vm, const system::Pidfd& process, const 
     return process.wait(wait, cancel);
   };
   const auto timeout = options.timeout.value_or(options_.stop_timeout);
-  if (timeout > 0ms && tried(
-                           "asking the guest to power off",
-                           [&] {
-                             const auto guest = driver_->guest_state(vm, kAskTimeout, cancel);
-                             if (guest == vmm::GuestState::kNotBooted || guest == vmm::GuestState::kEnded)
-                               throw VmmError("there is no running guest to ask");
-                             // A paused guest would hear of it only when resumed.
-                             if (guest == vmm::GuestState::kPaused) driver_->resume(vm, kAskTimeout, cancel);
-                             driver_->request_power_off(vm, kAskTimeout, cancel);
-                           },
-                           timeout))
-    return;
+  const auto power_off = [&] { driver_->request_power_off(vm, kAskTimeout, cancel); };
+  if (timeout > 0ms && tried("asking the guest to power off", power_off, timeout)) return;
   bool quitting = false;
   if (tried("asking the VMM to quit", [&] { quitting = driver_->quit(vm, kAskTimeout, cancel); }, 0ms)) return;
   if (quitting && process.wait(options_.terminate_grace, cancel)) return;

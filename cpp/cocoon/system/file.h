@@ -59,6 +59,9 @@ void remove_tree(const Path& path);
 
 // Unlinks a file or socket; absent is fine.
 void remove_file(const Path& path);
+// Unlinks those of the names that are in the folder. Costs one look at it, however many names there could be; a folder
+// that is not there is fine.
+void remove_files(const Path& folder, const std::vector<std::string>& names);
 
 // A new file (0600) of `size` bytes that holds nothing; an existing file is an error.
 // Durable  the file is on the disk; the name is once its folder was synced.

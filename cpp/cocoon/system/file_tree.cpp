@@ -18,6 +18,7 @@ namespace {
 struct CloseDir {
   void operator()(DIR* dir) const { ::closedir(dir); }
 };
+using Folder = std::unique_ptr<DIR, CloseDir>;
 
 constexpr int kPasses = 100;  // a folder that somebody keeps filling is an error, not a loop
 
@@ -25,20 +26,11 @@ constexpr int kPasses = 100;  // a folder that somebody keeps filling is an erro
 void remove_at(int parent, const char* name, const Path& shown);
 
 // Names are collected first: entries that are unlinked while readdir goes on may be skipped or seen twice.
-std::vector<std::string> names_in(int folder, const Path& shown) {
-  const int copy = ::fcntl(folder, F_DUPFD_CLOEXEC, 0);
-  if (copy < 0) throw_store_error("open folder", shown);
-  const std::unique_ptr<DIR, CloseDir> dir(::fdopendir(copy));
-  if (!dir) {
-    const int code = errno;
-    ::close(copy);
-    throw_store_error("read folder", shown, code);
-  }
-  ::rewinddir(dir.get());  // the position is shared with `folder`
+std::vector<std::string> names_in(DIR* folder, const Path& shown) {
   std::vector<std::string> names;
   for (;;) {
     errno = 0;
-    const dirent* entry = ::readdir(dir.get());
+    const dirent* entry = ::readdir(folder);
     if (entry == nullptr) {
       if (errno != 0) throw_store_error("read folder", shown);
       return names;
@@ -48,15 +40,25 @@ std::vector<std::string> names_in(int folder, const Path& shown) {
   }
 }
 
+// Empty: there is none, errno says why. `flags` are added.
+Folder open_folder(int parent, const char* name, int flags) {
+  Fd fd(::openat(parent, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC | flags));
+  if (!fd) return nullptr;
+  Folder folder(::fdopendir(fd.get()));
+  if (folder) static_cast<void>(fd.release());
+  return folder;
+}
+
 void remove_folder_at(int parent, const char* name, const Path& shown) {
-  const Fd folder(::openat(parent, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
+  const Folder folder = open_folder(parent, name, O_NOFOLLOW);
   if (!folder) {
     if (errno == ENOENT) return;
     throw_store_error("open folder", shown);
   }
   for (int pass = 0; pass < kPasses; ++pass) {
+    if (pass > 0) ::rewinddir(folder.get());
     for (const std::string& entry : names_in(folder.get(), shown)) {
-      remove_at(folder.get(), entry.c_str(), shown / entry);
+      remove_at(::dirfd(folder.get()), entry.c_str(), shown / entry);
     }
     if (::unlinkat(parent, name, AT_REMOVEDIR) == 0 || errno == ENOENT) return;
     if (errno != ENOTEMPTY && errno != EEXIST) throw_store_error("remove folder", shown);
@@ -82,11 +84,24 @@ void remove_at(int parent, const char* name, const Path& shown) {
 }  // namespace
 
 std::vector<std::string> list_dir(const Path& path) {
-  const Fd folder(::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  const Folder folder = open_folder(AT_FDCWD, path.c_str(), 0);
   if (!folder) throw_store_error("open folder", path);
   auto names = names_in(folder.get(), path);
   std::sort(names.begin(), names.end());
   return names;
+}
+
+void remove_files(const Path& folder, const std::vector<std::string>& names) {
+  const Folder opened = open_folder(AT_FDCWD, folder.c_str(), 0);
+  if (!opened) {
+    if (errno == ENOENT) return;
+    throw_store_error("open folder", folder);
+  }
+  for (const std::string& name : names_in(opened.get(), folder)) {
+    if (std::find(names.begin(), names.end(), name) == names.end()) continue;
+    if (::unlinkat(::dirfd(opened.get()), name.c_str(), 0) != 0 && errno != ENOENT)
+      throw_store_error("remove", folder / name);
+  }
 }
 
 void remove_tree(const Path& path) {

@@ -206,8 +206,21 @@ void CloudHypervisor::resume(const VmRecord& vm, milliseconds timeout, Cancel& c
 }
 
 void CloudHypervisor::request_power_off(const VmRecord& vm, milliseconds timeout, Cancel& cancel) const {
-  about("power off", vm,
-        [&] { connect_cloud_hypervisor(api_socket(vm), timeout, cancel).put("/api/v1/vm.power-button"); });
+  about("power off", vm, [&] {
+    Rest api = connect_cloud_hypervisor(api_socket(vm), timeout, cancel);
+    const auto state = ask_cloud_hypervisor(api);
+    switch (cloud_hypervisor_state(state)) {
+      case GuestState::kPaused:
+        api.put("/api/v1/vm.resume");
+        [[fallthrough]];
+      case GuestState::kRunning:
+        api.put("/api/v1/vm.power-button");
+        return;
+      case GuestState::kNotBooted:
+      case GuestState::kEnded:
+        refuse_idle_cloud_hypervisor(state);
+    }
+  });
 }
 
 bool CloudHypervisor::quit(const VmRecord& vm, milliseconds timeout, Cancel& cancel) const {

@@ -88,7 +88,8 @@ class Driver {
                      system::Cancel& cancel) const = 0;
   virtual void resume(const lifecycle::VmRecord& vm, std::chrono::milliseconds timeout,
                       system::Cancel& cancel) const = 0;
-  // Asks the guest to power off (ACPI button, Ctrl-Alt-Del); returns when it was asked.
+  // Asks the guest to power off (ACPI button, Ctrl-Alt-Del), a paused one after it was resumed, for it would not hear
+  // of it; returns when it was asked. Errors VmmError also: no guest runs.
   virtual void request_power_off(const lifecycle::VmRecord& vm, std::chrono::milliseconds timeout,
                                  system::Cancel& cancel) const = 0;
   // Ends the VMM in its own orderly way (disks flushed); returns when it was asked. False: it knows of no such call,

@@ -201,7 +201,18 @@ void Firecracker::resume(const VmRecord& vm, milliseconds timeout, Cancel& cance
 // Once for each attempt: it keeps the four bytes until the guest reads them, and has room for four times four.
 void Firecracker::request_power_off(const VmRecord& vm, milliseconds timeout, Cancel& cancel) const {
   about("power off", vm, [&] {
-    connect_firecracker(api_socket(vm), timeout, cancel).put("/actions", {{"action_type", "SendCtrlAltDel"}});
+    Rest api = connect_firecracker(api_socket(vm), timeout, cancel);
+    switch (firecracker_state(api.get("/"))) {
+      case GuestState::kPaused:
+        api.patch("/vm", {{"state", "Resumed"}});
+        [[fallthrough]];
+      case GuestState::kRunning:
+        api.put("/actions", {{"action_type", "SendCtrlAltDel"}});
+        return;
+      case GuestState::kNotBooted:
+      case GuestState::kEnded:
+        throw VmmError("no guest runs");
+    }
   });
 }
 

@@ -147,8 +147,10 @@ void Qemu::request_power_off(const VmRecord& vm, milliseconds timeout, Cancel& c
     Qmp qmp = Qmp::connect(api_socket(vm), timeout, cancel);
     const std::string status = status_of(qmp);
     switch (meaning_of(status)) {
+      case GuestState::kPaused:
+        qmp.execute("cont");
+        [[fallthrough]];
       case GuestState::kRunning:
-      case GuestState::kPaused:  // it hears of it when resumed
         qmp.execute("system_powerdown");
         return;
       case GuestState::kNotBooted:  // QEMU would accept it, and nobody would ever hear of it
