@@ -43,6 +43,12 @@ class PackedTest : public testing::Test {
     for_each_entry(files, [&](const Batch::Item& item, const Position&) { all.push_back(item.entry.seq.value_or(0)); });
     return all;
   }
+  static std::vector<metering::Entry> entries(const Files& files) {
+    std::vector<metering::Entry> all;
+    for_each_entry(files,
+                   [&](const Batch::Item& item, const Position&) { all.push_back(metering::to_entry(item.entry)); });
+    return all;
+  }
   static std::vector<std::uint64_t> count_to(std::uint64_t last) {
     std::vector<std::uint64_t> all;
     for (std::uint64_t seq = 1; seq <= last; ++seq) all.push_back(seq);
@@ -128,6 +134,7 @@ TEST_F(PackedTest, DamagedAndCutPackedFilesAreNamed) {
   const fs::path packed = dir_ / "ledger.1-2000.jsonl.zst";
   const std::string good = test::read_file(packed);
   const std::string zipped = gzip(restarts(2'000).text());
+  const auto whole = entries({packed});
   std::mt19937_64 random(test::test_seed());
   for (int round = 0; round < 60; ++round) {
     const bool zstd = round % 2 == 0;
@@ -142,8 +149,9 @@ TEST_F(PackedTest, DamagedAndCutPackedFilesAreNamed) {
     const fs::path path = zstd ? packed : put("x.jsonl.gz", bad);
     test::write_file(path, bad);
     try {
-      seqs({path});
-      ADD_FAILURE() << path << " was read, round " << round;
+      // A bit that no decoder looks at, such as the padding behind zstd's tables, harms nothing.
+      EXPECT_TRUE(entries({path}) == whole) << path << ", round " << round;
+      EXPECT_FALSE(cut) << path << " was read, round " << round;
     } catch (const LedgerError& error) {
       EXPECT_EQ(error.path, path.string());
       const std::string what = error.what();
