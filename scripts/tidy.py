@@ -53,7 +53,7 @@ def commands(databases: list[Path]) -> dict[Path, dict[str, str]]:
     for database in databases:
         for entry in json.loads(database.read_text(encoding="utf-8")):
             path = Path(entry["directory"], entry["file"]).resolve()
-            ours = path.is_relative_to(ROOT) and not path.is_relative_to(ROOT / "build")
+            ours = path.is_relative_to(ROOT) and not path.is_relative_to(ROOT / "build") and path.suffix != ".S"
             if ours and path.is_file() and path not in found:
                 found[path] = entry
     return found

@@ -1,7 +1,10 @@
 """The guest of the demo and the tests: Debian's cloud kernel with an initramfs of static busybox.
 
-Both come out of their packages without being installed, so that no host gets a new kernel. What was made is kept in a
-cache and found again at once, without a network, until a newer cocoon needs it to look different.
+``TINY_GUEST`` is the path of another one: a kernel of a few KB, without an initramfs, that Firecracker and Cloud
+Hypervisor boot in milliseconds, also where KVM is emulated and no Linux lives; docs/firecracker.md says what it does.
+
+The kernel and busybox come out of their packages without being installed, so that no host gets a new kernel. What was
+made is kept in a cache and found again at once, without a network, until a newer cocoon needs it to look different.
 """
 
 from __future__ import annotations
@@ -25,9 +28,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cocoon._paths import TINY_GUEST
 from cocoon.errors import CocoonError, StoreError
 
-__all__ = ["Guest", "GuestBuildError", "GuestPackagesUnavailable", "build_guest", "default_cache_dir", "find_guest"]
+__all__ = [
+    "TINY_GUEST",
+    "Guest",
+    "GuestBuildError",
+    "GuestPackagesUnavailable",
+    "build_guest",
+    "default_cache_dir",
+    "find_guest",
+]
 
 # Raised when the layout of the cache or of the initramfs changes; a change of guest_init.sh is seen by its hash.
 FORMAT = 1

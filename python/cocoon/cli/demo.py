@@ -1,5 +1,6 @@
 """`cocoon demo`: a real guest's life, and what the ledger says of it. The steps are in story.py."""
 
+import os
 import shutil
 import signal
 import sys
@@ -12,13 +13,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cocoon._paths import TINY_GUEST
 from cocoon.cli import checks, output
 from cocoon.cli.app import command
 from cocoon.cli.config import load_config
 from cocoon.cli.errors import CommandError, UsageError, one_line
 from cocoon.cli.options import complete_hypervisor
 from cocoon.cli.session import Session, open_node
-from cocoon.cli.story import Cast, Story, built_guest
+from cocoon.cli.story import Cast, Story, built_guest, tiny_guest
 
 if TYPE_CHECKING:
     from cocoon import Node
@@ -51,8 +53,9 @@ def demo(
 ) -> None:
     """Boot a real guest, stop, restart and crash it, remove it, and show that the ledger is exact.
 
-    Runs in a temporary root folder, which is gone afterwards; with --root in that one, which stays. A kernel of your
-    own counts as up when it prints something.
+    Runs in a temporary root folder, which is gone afterwards; with --root in that one, which stays. Where KVM is
+    emulated, Firecracker and Cloud Hypervisor boot a tiny guest instead of Linux. A kernel of your own counts as up
+    when it prints something.
     """
     name = hypervisor or session.config.hypervisor
     program = _program(name, session)
@@ -121,9 +124,11 @@ def _cast(hypervisor: str, kernel: Path | None, initrd: Path | None, cmdline: st
 
         usable, reason = kvm_status()
         if not usable:
+            if TINY_GUEST.exists() and os.access("/dev/kvm", os.R_OK | os.W_OK):
+                return tiny_guest()
             raise CommandError(
-                f"{hypervisor} needs KVM, which runs no Linux here: {one_line(reason)}",
-                hint="--kernel boots a guest that runs all the same; --hypervisor qemu emulates",
+                f"{hypervisor} needs KVM, which runs no guest here: {one_line(reason)}",
+                hint="--hypervisor qemu emulates",
             )
     from cocoon.guest import build_guest
 

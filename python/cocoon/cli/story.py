@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cocoon._paths import TINY_GUEST
 from cocoon.cli import output
 from cocoon.cli.asked import ask
 from cocoon.cli.config import Config
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 _READY = "COCOON-GUEST-READY"
 _POWERED_OFF = "POWER-BUTTON"
+_UPTIME = ("uptime", r"\nUPTIME ([0-9.]+)\s")
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,14 @@ def built_guest(guest: "Guest") -> Cast:
         f"Linux {guest.kernel_version}, busybox",
         _READY,
         _POWERED_OFF,
-        ("uptime", r"\nUPTIME ([0-9.]+)\s"),
+        _UPTIME,
     )
+
+
+def tiny_guest() -> Cast:
+    """The one that comes with the package. Firecracker and Cloud Hypervisor boot it wherever KVM is."""
+    name = f"{TINY_GUEST.stat().st_size / 1024:.0f} KB of cocoon's own, since no Linux runs here"
+    return Cast(TINY_GUEST, None, "", name, _READY, _POWERED_OFF, _UPTIME)
 
 
 # A guest under TCG on a busy host may hang before it prints anything (QEMU, not us): then it is started once more.

@@ -1,0 +1,140 @@
+"""The guest of a few KB that comes with the package, under the real Firecracker and Cloud Hypervisor."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cli_harness import Cli
+from cocoon import Backend, Node, VMConfig, VMState
+from cocoon._core import kvm_status
+from cocoon.guest import TINY_GUEST
+from harness import check_node, ledger_lines, reasons
+from vmms import Vmm, console, find_vmm
+
+HYPERVISORS = ["firecracker", "cloud-hypervisor"]
+
+
+@pytest.fixture(params=HYPERVISORS)
+def vmm(request: pytest.FixtureRequest, tmp_path: Path) -> Vmm:
+    if not TINY_GUEST.exists():
+        pytest.skip(f"no {TINY_GUEST.name} on this architecture")
+    return replace(find_vmm(request.param, tmp_path), kernel=TINY_GUEST)
+
+
+@pytest.fixture
+def backend(vmm: Vmm, tmp_root: Path) -> Iterator[Backend]:
+    with Node(tmp_root) as node:
+        backend = vmm.backend(node)
+        yield backend
+        for vm in backend.list():
+            backend.delete(vm.id, force=True)
+        for snapshot in node.snapshots.list():
+            node.snapshots.delete(snapshot.id)
+    assert check_node(tmp_root) == {}
+
+
+def wait_dead(backend: Backend, ref: str) -> None:
+    deadline = time.monotonic() + 30
+    while backend.inspect(ref).alive is not False:
+        assert time.monotonic() < deadline, "it lives on"
+        time.sleep(0.02)
+
+
+def test_it_answers_each_line(vmm: Vmm, backend: Backend) -> None:
+    backend.create(vmm.config("web"))
+    backend.start("web")
+    with console(backend, "web") as guest:
+        guest.wait_for("COCOON-GUEST-READY tiny\n")
+        for line, answer in [
+            ("echo one two", "ECHO one two"),
+            ("echo ", "ECHO "),
+            ("echo", "UNKNOWN echo"),
+            ("up", "UNKNOWN up"),
+            ("uptimes", "UNKNOWN uptimes"),
+            ("ticks off", "TICKS off"),
+            ("x" * 300, "UNKNOWN " + "x" * 255),
+        ]:
+            guest.type(f"\r{line}\r")
+            assert guest.wait_for(f"\n{answer}\n").strip("\n") == line, "it echoes what it hears"
+        guest.type("ticks on\n")
+        guest.wait_for("tick 2\n")
+        guest.type("uptime\n")
+        guest.wait_for("\nUPTIME ")
+        first = re.match(r"\d+\.\d\d\n", guest.wait_for("tick 3") + "\n")
+        assert first is not None
+        guest.type("uptime\n")
+        guest.wait_for("\nUPTIME ")
+        assert 0.5 < float(guest.wait_for("tick 4").split()[0]) - float(first[0]) < 5
+
+
+def test_it_powers_off_when_it_is_asked_to(vmm: Vmm, backend: Backend, tmp_root: Path) -> None:
+    vm = backend.create(vmm.config("web"))
+    backend.start("web")
+    with console(backend, "web") as guest:
+        guest.wait_for("COCOON-GUEST-READY")
+        begin = time.monotonic()
+        backend.stop("web")
+        assert time.monotonic() - begin < 15, "it was not waited for in vain"
+    assert backend.inspect("web").state == VMState.STOPPED
+    assert reasons(ledger_lines(tmp_root), vm.id)[-1] == ("vm.compute.stop", "stop-user")
+    backend.start("web")
+    with console(backend, "web") as guest:
+        guest.wait_for("COCOON-GUEST-READY")
+        guest.type("poweroff\n")
+        wait_dead(backend, "web")
+    backend.stop("web")
+    assert reasons(ledger_lines(tmp_root), vm.id)[-1] == ("vm.compute.stop", "stop-crash")
+
+
+def test_it_crashes_on_request(vmm: Vmm, backend: Backend) -> None:
+    backend.create(vmm.config("web"))
+    backend.start("web")
+    with console(backend, "web") as guest:
+        guest.wait_for("COCOON-GUEST-READY")
+        guest.type("crash\n")
+        if vmm.reset_ends_it:
+            wait_dead(backend, "web")
+        else:
+            guest.wait_for("COCOON-GUEST-READY")
+
+
+def test_it_goes_on_in_clones(vmm: Vmm, backend: Backend) -> None:
+    backend.create(vmm.config("web"))
+    backend.start("web")
+    with console(backend, "web") as guest:
+        guest.wait_for("COCOON-GUEST-READY")
+        guest.type("ticks on\n")
+        guest.wait_for("tick 2")
+    snapshot = backend.snapshot("web", name="s")
+    backend.clone(snapshot.id, VMConfig("clone"))
+    with console(backend, "clone") as guest:
+        assert "READY" not in guest.wait_for("tick 4")
+        guest.type("\necho hello\n")
+        guest.wait_for("ECHO hello")
+
+
+@pytest.mark.parametrize("hypervisor", HYPERVISORS)
+def test_the_demo_takes_it_where_no_linux_runs(hypervisor: str, tmp_root: Path, tmp_path: Path) -> None:
+    vmm = find_vmm(hypervisor, tmp_path)
+    if kvm_status()[0]:
+        pytest.skip("KVM runs Linux here")
+    ran = Cli(tmp_root / "unused")(
+        "demo",
+        "--hypervisor",
+        hypervisor,
+        env={"TMPDIR": str(tmp_root), "PATH": f"{vmm.binary.parent}:{os.environ['PATH']}"},
+    )
+    assert ran.code == 0, ran.err + ran.out
+    assert "cocoon's own, since no Linux runs here" in ran.out
+    assert "'COCOON-GUEST-READY tiny'" in ran.out
+    assert "the guest powered itself off" in ran.out
+    assert len(re.findall(r", up \d+\.\d\d s", ran.out)) == 3, "the guest, its clone and the restored one were asked"
+    assert "8 intervals opened, 8 closed: it balances" in ran.out
+    assert list(tmp_root.iterdir()) == []
