@@ -379,7 +379,7 @@ Raises InvalidArgument.)")
 The same range gives the same bytes. ``csv``, ``parquet`` (needs the extra ``parquet``), ``jsonl``, ``cloudevents``: a row
 per entry. ``focus``: a row per interval and bucket of ``every``, for those who replace rows by x_RowId. ``node_id`` is part
 of ids; left out: the node's, else one made from the first entry.
-Raises InvalidArgument; LedgerError; OSError from writing.)")
+Raises InvalidArgument; LedgerError; from a file of yours what it raises.)")
       .def(
           "timeline",
           [](const py::object& self, const Typed<"collections.abc.Iterable[str] | None">& ids,

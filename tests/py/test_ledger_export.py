@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -416,5 +418,13 @@ def test_what_cannot_be_read_or_taken(tmp_path: Path, generated: Path) -> None:
         exported(tmp_path / "none.jsonl", "focus")
     with pytest.raises(InvalidArgument, match="dest"):
         Ledger(generated).export(5, format="csv")  # type: ignore[arg-type]
-    with pytest.raises(FileNotFoundError):
-        Ledger(generated).export(tmp_path / "none" / "out", format="csv")
+    (tmp_path / "folder").mkdir()
+    for dest, code in [
+        (tmp_path / "none" / "out", errno.ENOENT),
+        (tmp_path / "folder", errno.EISDIR),
+        (Path("/dev/full"), errno.ENOSPC),
+    ]:
+        with pytest.raises(LedgerError) as refused:
+            Ledger(generated).export(dest, format="csv")
+        assert (refused.value.path, refused.value.code) == (str(dest), code)
+        assert str(refused.value) == f"export to {dest}: {os.strerror(code)}"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from cocoon._core import Ledger
-from cocoon.errors import InvalidArgument, LedgerError
+from cocoon.errors import CocoonError, InvalidArgument, LedgerError
 
 Progress = Callable[[int, int | None], object]
 FORMATS = ("csv", "parquet", "jsonl", "focus", "cloudevents")
@@ -84,6 +84,19 @@ def _opened(dest: str | os.PathLike[str] | BinaryIO) -> Iterator[BinaryIO]:
         yield dest
         return
     path = Path(dest)
+    try:
+        with _at(path) as file:
+            yield file
+    except CocoonError:
+        raise
+    except OSError as error:
+        raise LedgerError(
+            f"export to {path}: {error.strerror or error}", path=str(path), code=error.errno or 0
+        ) from error
+
+
+@contextmanager
+def _at(path: Path) -> Iterator[BinaryIO]:
     if path.exists() and not path.is_file():  # a device, a FIFO: nothing that could be put in its place
         with path.open("wb") as file:
             yield file
