@@ -233,7 +233,7 @@ std::string from_path(std::string_view what, const py::handle& value) {
 
 std::int64_t to_bytes(std::string_view what, const py::handle& value) {
   constexpr std::string_view kAllowed =
-      "bytes as an int of 0 or more, or a string with a binary unit such as '512M', '1G', '10GiB'";
+      "bytes as an int of 0 or more, or a string with a binary unit such as '512M', '1G', '10GiB'; less than 8 EiB";
   if (PyLong_Check(value.ptr()) != 0 && !py::isinstance<py::bool_>(value)) {
     int overflow = 0;
     const auto number = PyLong_AsLongLongAndOverflow(value.ptr(), &overflow);
