@@ -67,7 +67,7 @@ struct Vmm {
   bool takes_socket;               // bound by us, as descriptor 4; else it makes api.sock itself
   Request is_ready;                // the first that is answered
   std::vector<Request> boot;       // as the driver's boot()
-  std::vector<Request> power_off;  // as the driver's guest_state() and request_power_off()
+  std::vector<Request> power_off;  // as the driver's request_power_off()
 };
 
 Vmm firecracker(const fs::path& kernel, const fs::path& disk) {
@@ -371,15 +371,18 @@ std::vector<bench::Row> measure_simulated(const fs::path& folder, const Place& p
 
 std::vector<bench::Row> measure_real(const fs::path& vmms, const Place& place, int rounds) {
   const auto kernel = vmms / "guest.elf";
-  if (!fs::exists(kernel) || ::access("/dev/kvm", R_OK | W_OK) != 0) {
+  if (vmms.empty() || !fs::exists(kernel) || ::access("/dev/kvm", R_OK | W_OK) != 0) {
     fmt::print(stderr, "no guest.elf in COCOON_TEST_VMM_DIR, or no KVM: only the simulated VMMs\n");
     return {};
   }
   auto options = node_in(place);
-  for (const auto* name : kHypervisors) options.binaries[name] = vmms / name;
+  for (const auto* name : kHypervisors) {
+    if (fs::exists(vmms / name)) options.binaries[name] = vmms / name;
+  }
   engine::Node node(options);
   std::vector<bench::Row> rows;
   for (const auto& vmm : vmms_with(kernel, place)) {
+    if (!options.binaries.contains(std::string(vmm.name))) continue;
     Engine ours(node, vmm, kernel);
     Bare bare(vmm, node.find_binary(vmm.name), place.bare, place.ledger);
     rows.push_back(loop_row(vmm.name, run_loops(ours, bare, rounds, vmm.name)));
@@ -405,10 +408,8 @@ int main(int count, char** values) {
 
   fmt::print(stderr, "\n{:<37} {:>8} {:>8} {:>8} {:>8} {:>8}  us, p50\n", "", "create", "start", "stop", "remove",
              "loop");
-  auto rows = measure_simulated(folder / "", place("simulated"), rounds, together);
+  bench::report(measure_simulated(folder / "", place("simulated"), rounds, together));
   const char* vmms = std::getenv("COCOON_TEST_VMM_DIR");
-  const auto of_real = measure_real(vmms != nullptr ? vmms : "", place("real"), real_rounds);
-  rows.insert(rows.end(), of_real.begin(), of_real.end());
-  bench::report(rows);
+  bench::report(measure_real(vmms != nullptr ? vmms : "", place("real"), real_rounds));
   return 0;
 }

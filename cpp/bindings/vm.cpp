@@ -279,11 +279,11 @@ void bind_vm(py::module_& m) {
                            lifecycle::to_string(v.record.state));
       });
   m.def(
-      "kvm_status", []()->Typed<"tuple[bool, str]"> {
+      "kvm_status", []()->Typed<"tuple[bool, bool, str]"> {
         const auto status = blocking([](system::Cancel&) { return vmm::kvm_status(); });
-        return py::make_tuple(status.usable, to_str(status.reason));
+        return py::make_tuple(status.usable, status.interprets, to_str(status.reason));
       },
-      "Whether KVM really runs guests here, and why or why not.");
+      "Whether KVM runs guests here at hardware's speed; if not, whether it interprets them; and what was found.");
 }
 
 }  // namespace cocoon::bindings

@@ -144,8 +144,9 @@ static void find_power_button(const struct StartInfo* start) {
 }
 
 static bool is_ctrl_alt_del_pressed(void) {
+  enum { kMostAtOnce = 16 };  // where there is no keyboard its status may read as all ones, for ever
   static uint32_t keys;
-  while ((in8(kKeyboardStatus) & 1) != 0) {
+  for (int i = 0; i < kMostAtOnce && (in8(kKeyboardStatus) & 1) != 0; ++i) {
     keys = keys << 8 | in8(kKeyboard);
     if (keys == 0x1411e071) return true;  // Ctrl, Alt, Del in scan code set 2
   }

@@ -1,8 +1,8 @@
 #pragma once
 // Where the guest's serial line ends: nowhere, a pair of descriptors, a file, a pseudo-terminal, or a UNIX socket that
 // one client at a time has. A reader that does not read never stops the guest: what does not fit is lost, but for a
-// socket, where what was printed before its first client came waits for it. A client of a socket that leaves with something
-// unread (a reset) is the last one, as with Cloud Hypervisor 53.
+// socket, where what was printed before its first client came waits for it. A client of a socket that leaves with
+// something unread (a reset) is the last one, as with Cloud Hypervisor 53.
 
 #include <poll.h>
 

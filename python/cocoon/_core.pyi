@@ -857,8 +857,8 @@ def _arrow_exports() -> int:
     """
     What was handed out as Arrow and not released yet.
     """
-def kvm_status() -> tuple[bool, str]:
+def kvm_status() -> tuple[bool, bool, str]:
     """
-    Whether KVM really runs guests here, and why or why not.
+    Whether KVM runs guests here at hardware's speed; if not, whether it interprets them; and what was found.
     """
 __version__: str = '0.1.0'

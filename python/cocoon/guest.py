@@ -1,7 +1,8 @@
 """The guest of the demo and the tests: Debian's cloud kernel with an initramfs of static busybox.
 
 ``TINY_GUEST`` is the path of another one: a kernel of a few KB, without an initramfs, that Firecracker and Cloud
-Hypervisor boot in milliseconds, also where KVM is emulated and no Linux lives; docs/firecracker.md says what it does.
+Hypervisor boot in milliseconds, also where KVM is emulated and no Linux lives (x86-64 only: elsewhere it is not there).
+docs/firecracker.md says what it does.
 
 The kernel and busybox come out of their packages without being installed, so that no host gets a new kernel. What was
 made is kept in a cache and found again at once, without a network, until a newer cocoon needs it to look different.

@@ -66,6 +66,18 @@ TEST_P(RealRestVmmTest, ConsoleHearsAndSpeaksAndIsReopened) {
   EXPECT_EQ(vmm_->exit()->describe(), "status 0");
 }
 
+TEST_P(RealRestVmmTest, APausedGuestIsResumedToHearOfThePowerButtonAndNoGuestIsRefused) {
+  const Driver& driver = *vmm_->driver_;
+  vmm_->launch();
+  EXPECT_THROW(driver.request_power_off(vmm_->vm_, kTimeout, vmm_->cancel_), VmmError) << "nothing was booted";
+  vmm_->boot();
+  ASSERT_TRUE(vmm_->says("GUEST-UP"));
+  driver.pause(vmm_->vm_, kTimeout, vmm_->cancel_);
+  driver.request_power_off(vmm_->vm_, kTimeout, vmm_->cancel_);
+  EXPECT_TRUE(vmm_->says("DOWN "));
+  EXPECT_TRUE(vmm_->dies());
+}
+
 TEST_P(RealRestVmmTest, GuestThatIgnoresTheRequestLivesOnUntilTheVmmIsEnded) {
   vmm_->launch();
   vmm_->boot();

@@ -107,6 +107,21 @@ def test_a_pipe_is_sent_to_its_end_and_the_answer_is_printed(guest: Guest, tmp_r
     assert done.stderr == b""
 
 
+def test_a_signal_that_is_ignored_stays_so(guest: Guest) -> None:
+    with subprocess.Popen(
+        ["/bin/sh", "-c", 'trap "" HUP INT; exec "$@"', "sh", sys.executable, "-c", ATTACH, guest.path],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as attached:
+        assert attached.stdin is not None
+        assert attached.stdout is not None
+        assert attached.stdout.read(7) == b"login: "
+        attached.send_signal(signal.SIGHUP)
+        attached.send_signal(signal.SIGINT)
+        out, _ = attached.communicate(b"bye\n", timeout=SECONDS)
+    assert (attached.returncode, out) == (0, b"BYE\n")
+
+
 def test_a_console_that_is_not_there_is_one_line(tmp_root: Path) -> None:
     code = (
         "from pathlib import Path\nfrom cocoon.cli.app import run\nfrom cocoon.cli.console import attach\n"

@@ -205,9 +205,9 @@ def test_cloud_hypervisor_console_and_power_button(cloud_hypervisor: Pair) -> No
 def test_whether_the_console_takes_another_client_after_one(cloud_hypervisor: Pair, leaves: str) -> None:
     def script(vmm: Vmm) -> Any:
         boot(vmm, cloud_hypervisor.kernel)
-        _, first = console_of(vmm, "hello\n")
+        _, first = console_of(vmm, "tick 1\n")  # and a second later the next one
         if leaves != "with all read":
-            select.select([first], [], [], DEADLINE)  # it ticks
+            select.select([first], [], [], DEADLINE)
         if leaves == "as ours do":
             leave(first)
         else:
@@ -217,8 +217,8 @@ def test_whether_the_console_takes_another_client_after_one(cloud_hypervisor: Pa
             second.settimeout(DEADLINE if leaves != "with something unread" else 3.0)
             heard = ""
             with suppress(TimeoutError):
-                while "DIRTY" not in heard:
-                    heard += second.recv(4096).decode()
+                while "DIRTY" not in heard and (more := second.recv(4096)):
+                    heard += more.decode()
         return ["DIRTY" in heard, vmm.state]
 
     answered, _ = cloud_hypervisor.both(script)

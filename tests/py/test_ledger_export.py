@@ -304,10 +304,15 @@ def test_a_destination_that_fails_leaves_nothing(generated: Path, tmp_path: Path
     def stop(_done: int, _total: int | None) -> None:
         raise FullError
 
+    def late(_done: int, _total: int | None) -> None:
+        raise TimeoutError("a deadline of the caller's")
+
     target = tmp_path / "out"
     target.write_text("as it was")
     with pytest.raises(FullError):
         Ledger(generated).export(target, format=name, progress=stop)
+    with pytest.raises(TimeoutError, match="a deadline of the caller's"):
+        Ledger(generated).export(target, format=name, progress=late)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert target.read_text() == "as it was"
 

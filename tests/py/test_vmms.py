@@ -129,10 +129,12 @@ def test_stop_asks_the_guest_which_powers_itself_off(vmm: Vmm, backend: Backend,
         pytest.skip(DEAF)
     vm = backend.create(vmm.config("web"))
     backend.start("web")
-    wait_up(backend, "web")
-    begin = time.monotonic()
-    backend.stop("web")
-    assert time.monotonic() - begin < 15, "nobody had to wait for the time to run out"
+    with console(backend, "web") as guest:
+        guest.wait_for("GUEST-UP")
+        begin = time.monotonic()
+        backend.stop("web")
+        assert time.monotonic() - begin < 15, "nobody had to wait for the time to run out"
+        guest.wait_for("DOWN ")
     assert backend.inspect("web").state == VMState.STOPPED
     assert reasons(ledger_lines(tmp_root), vm.id) == [*BOOT, *STOP]
 
@@ -142,11 +144,13 @@ def test_a_paused_guest_is_stopped_gracefully_too(vmm: Vmm, backend: Backend) ->
         pytest.skip(DEAF)
     backend.create(vmm.config("web"))
     backend.start("web")
-    wait_up(backend, "web")
-    backend.pause("web")
-    begin = time.monotonic()
-    backend.stop("web")
-    assert time.monotonic() - begin < 15
+    with console(backend, "web") as guest:
+        guest.wait_for("GUEST-UP")
+        backend.pause("web")
+        begin = time.monotonic()
+        backend.stop("web")
+        assert time.monotonic() - begin < 15
+        guest.wait_for("DOWN ")
 
 
 def test_a_guest_that_ignores_the_button_is_ended_all_the_same(vmm: Vmm, tmp_root: Path, backend: Backend) -> None:

@@ -17,6 +17,7 @@ using lifecycle::VmRecord;
 using lifecycle::VmState;
 
 constexpr auto kAskTimeout = 2s;
+constexpr auto kPowerOffTimeout = 4s;  // it may be three requests
 
 }  // namespace
 
@@ -37,7 +38,7 @@ void Backend::shut_down(const VmRecord& vm, const system::Pidfd& process, const 
     return process.wait(wait, cancel);
   };
   const auto timeout = options.timeout.value_or(options_.stop_timeout);
-  const auto power_off = [&] { driver_->request_power_off(vm, kAskTimeout, cancel); };
+  const auto power_off = [&] { driver_->request_power_off(vm, kPowerOffTimeout, cancel); };
   if (timeout > 0ms && tried("asking the guest to power off", power_off, timeout)) return;
   bool quitting = false;
   if (tried("asking the VMM to quit", [&] { quitting = driver_->quit(vm, kAskTimeout, cancel); }, 0ms)) return;

@@ -154,9 +154,11 @@ KvmStatus judge(int kvm, int signal) {
     best = std::min(best, guest.run());
     if (best <= kLimit || best > kHopeless) break;
   }
-  if (best <= kLimit) return {true, fmt::format("KVM runs guests (self-test: {} us)", best.count())};
-  return {false, fmt::format("KVM here interprets its guests (self-test: {} us, on hardware under {} us)", best.count(),
-                             kLimit.count())};
+  if (best <= kLimit)
+    return {.usable = true, .reason = fmt::format("KVM runs guests (self-test: {} us)", best.count())};
+  return {.interprets = true,
+          .reason = fmt::format("KVM here interprets its guests (self-test: {} us, on hardware under {} us)",
+                                best.count(), kLimit.count())};
 }
 
 // In a thread of its own, whose signal mask is ours to change.
@@ -176,7 +178,7 @@ KvmStatus judge_in_time(int kvm, milliseconds give_up) {
     try {
       found = judge(kvm, signal);
     } catch (const std::exception& error) {
-      found = {false, fmt::format("KVM's self-test failed: {}", error.what())};
+      found = {.reason = fmt::format("KVM's self-test failed: {}", error.what())};
     }
     const std::lock_guard lock(mutex);
     status = std::move(found);
@@ -192,6 +194,7 @@ KvmStatus judge_in_time(int kvm, milliseconds give_up) {
   if (!in_time) ::pthread_kill(vcpu.native_handle(), signal);
   vcpu.join();
   if (!in_time && !status.usable) {
+    status.interprets = true;
     status.reason = fmt::format("KVM's self-test did not end within {} ms", give_up.count());
   }
   return status;
@@ -201,11 +204,11 @@ KvmStatus judge_in_time(int kvm, milliseconds give_up) {
 
 KvmStatus probe_kvm(const system::Path& device, milliseconds give_up) {
   const system::Fd kvm(::open(device.c_str(), O_RDWR | O_CLOEXEC));
-  if (!kvm) return {false, system_message("open " + device.string(), errno)};
+  if (!kvm) return {.reason = system_message("open " + device.string(), errno)};
   const int version = ::ioctl(kvm.get(), KVM_GET_API_VERSION, 0UL);
-  if (version < 0) return {false, system_message(device.string() + " is no KVM device", errno)};
+  if (version < 0) return {.reason = system_message(device.string() + " is no KVM device", errno)};
   if (version != KVM_API_VERSION) {
-    return {false, fmt::format("{}: KVM API version {}, expected {}", device.string(), version, KVM_API_VERSION)};
+    return {.reason = fmt::format("{}: KVM API version {}, expected {}", device.string(), version, KVM_API_VERSION)};
   }
   return judge_in_time(kvm.get(), give_up);
 }

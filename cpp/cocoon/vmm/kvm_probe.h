@@ -11,7 +11,8 @@ namespace cocoon::vmm {
 
 struct KvmStatus {
   bool usable = false;
-  std::string reason;  // why not, or what was measured: for people
+  bool interprets = false;  // it is not, but a guest that needs little runs all the same
+  std::string reason;       // why not, or what was measured: for people
 };
 
 // Runs a tiny guest through KVM's own interface and times it.

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from cocoon._core import Ledger
-from cocoon.errors import CocoonError, InvalidArgument, LedgerError
+from cocoon.errors import InvalidArgument, LedgerError
 
 Progress = Callable[[int, int | None], object]
 FORMATS = ("csv", "parquet", "jsonl", "focus", "cloudevents")
@@ -84,37 +84,49 @@ def _opened(dest: str | os.PathLike[str] | BinaryIO) -> Iterator[BinaryIO]:
         yield dest
         return
     path = Path(dest)
-    try:
-        with _at(path) as file:
-            yield file
-    except CocoonError:
-        raise
-    except OSError as error:
-        raise LedgerError(
-            f"export to {path}: {error.strerror or error}", path=str(path), code=error.errno or 0
-        ) from error
-
-
-@contextmanager
-def _at(path: Path) -> Iterator[BinaryIO]:
     if path.exists() and not path.is_file():  # a device, a FIFO: nothing that could be put in its place
-        with path.open("wb") as file:
+        with _named(path):
+            raw = _Part(path, path)
+        with io.BufferedWriter(raw) as file:
             yield file
         return
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    with _named(path):
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     try:
-        with open(descriptor, "wb") as file:  # noqa: PTH123 - a descriptor, not a path
+        with io.BufferedWriter(_Part(descriptor, path)) as file:
             yield file
             file.flush()
             mask = os.umask(0)
             os.umask(mask)
-            os.fchmod(descriptor, 0o666 & ~mask)
-            os.fsync(descriptor)
-        Path(name).replace(path)
+            with _named(path):
+                os.fchmod(descriptor, 0o666 & ~mask)
+                os.fsync(descriptor)
+        with _named(path):
+            Path(name).replace(path)
     except BaseException:
         with suppress(FileNotFoundError):
             Path(name).unlink()
         raise
+
+
+class _Part(io.FileIO):
+    """What becomes the file of that path, and fails in its name."""
+
+    def __init__(self, opened: int | Path, path: Path) -> None:
+        super().__init__(opened, "wb")
+        self._path = path
+
+    def write(self, data: Any, /) -> int:
+        with _named(self._path):
+            return super().write(data)
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise LedgerError(f"export to {path}: {error.strerror}", path=str(path), code=error.errno or 0) from error
 
 
 # ---------------------------------------------------------------- parquet

@@ -103,7 +103,7 @@ def _versions(_session: Session) -> Iterator[Result]:
 def _kvm(_session: Session) -> Iterator[Result]:
     from cocoon._core import kvm_status
 
-    usable, reason = kvm_status()
+    usable, _, reason = kvm_status()
     if usable:
         yield Result("KVM", OK, reason or "runs guests")
     else:

@@ -134,7 +134,8 @@ def _open(path: Path, name: str, printed: Path | None) -> Iterator[_Console]:
 def _ended_by_signals() -> Iterator[None]:
     # Whatever ends us, but SIGKILL, leaves the console and gives the terminal back as it was.
     deadly = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
-    handlers = {number: signal.signal(number, _end) for number in deadly}
+    # One that was ignored when we were started (nohup, a job in the background) stays so.
+    handlers = {number: signal.signal(number, _end) for number in deadly if signal.getsignal(number) != signal.SIG_IGN}
     try:
         yield
     finally:

@@ -1,6 +1,5 @@
 """`cocoon demo`: a real guest's life, and what the ledger says of it. The steps are in story.py."""
 
-import os
 import shutil
 import signal
 import sys
@@ -122,13 +121,13 @@ def _cast(hypervisor: str, kernel: Path | None, initrd: Path | None, cmdline: st
     if hypervisor in ("cloud-hypervisor", "firecracker"):
         from cocoon._core import kvm_status
 
-        usable, reason = kvm_status()
+        usable, interprets, reason = kvm_status()
+        if interprets and TINY_GUEST.exists():
+            return tiny_guest()
         if not usable:
-            if TINY_GUEST.exists() and os.access("/dev/kvm", os.R_OK | os.W_OK):
-                return tiny_guest()
             raise CommandError(
-                f"{hypervisor} needs KVM, which runs no guest here: {one_line(reason)}",
-                hint="--hypervisor qemu emulates",
+                f"{hypervisor} needs KVM, which runs no Linux here: {one_line(reason)}",
+                hint="--kernel boots another guest, if KVM runs any; --hypervisor qemu emulates",
             )
     from cocoon.guest import build_guest
 

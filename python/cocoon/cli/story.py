@@ -58,7 +58,7 @@ def built_guest(guest: "Guest") -> Cast:
 
 
 def tiny_guest() -> Cast:
-    """The one that comes with the package. Firecracker and Cloud Hypervisor boot it wherever KVM is."""
+    """The one that comes with the package, for a KVM that runs no Linux."""
     name = f"{TINY_GUEST.stat().st_size / 1024:.0f} KB of cocoon's own, since no Linux runs here"
     return Cast(TINY_GUEST, None, "", name, _READY, _POWERED_OFF, _UPTIME)
 
@@ -93,7 +93,7 @@ class Story:
         from cocoon import __version__
         from cocoon._core import kvm_status
 
-        usable, reason = kvm_status()
+        usable, _, reason = kvm_status()
         output.say(f"cocoon {__version__}", style="bold")
         output.say(f"  VMM    {program}")
         emulated = ", so the guest is emulated (TCG)" if self._hypervisor == "qemu" else " for an ordinary Linux"
