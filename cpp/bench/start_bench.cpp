@@ -334,7 +334,7 @@ std::array<Vmm, 2> vmms_with(const fs::path& kernel, const Place& place) {
   return {firecracker(kernel, disk), cloud_hypervisor(kernel, disk)};
 }
 
-std::vector<bench::Row> measure_simulated(const fs::path& folder, const Place& place, int rounds, int together) {
+std::vector<bench::Row> measure_simulated(const bench::Folder& folder, const Place& place, int rounds, int together) {
   const auto kernel = folder / "kernel";
   std::string elf =
       "\x7f"
@@ -408,7 +408,7 @@ int main(int count, char** values) {
 
   fmt::print(stderr, "\n{:<37} {:>8} {:>8} {:>8} {:>8} {:>8}  us, p50\n", "", "create", "start", "stop", "remove",
              "loop");
-  bench::report(measure_simulated(folder / "", place("simulated"), rounds, together));
+  bench::report(measure_simulated(folder, place("simulated"), rounds, together));
   const char* vmms = std::getenv("COCOON_TEST_VMM_DIR");
   bench::report(measure_real(vmms != nullptr ? vmms : "", place("real"), real_rounds));
   return 0;

@@ -74,6 +74,15 @@ static uint8_t in8(uint16_t port) {
 // Virtual is physical here, but for the window.
 static void* memory(uint64_t address) { return (void*)(uintptr_t)address; }  // NOLINT(performance-no-int-to-ptr)
 
+// What follows the prefix in `bytes`; NULL: they begin otherwise.
+static const void* after(const void* bytes, const char* prefix) {
+  const char* at = bytes;
+  for (; *prefix != '\0'; ++prefix, ++at) {
+    if (*at != *prefix) return NULL;
+  }
+  return at;
+}
+
 static void put_char(char c) {
   while ((in8(kSerialStatus) & kSerialTakesOutput) == 0) {
   }
@@ -102,13 +111,6 @@ static void power_off(void) {
 
 // ---- the power button
 
-static bool is_at(const uint8_t* bytes, const char* text) {
-  for (; *text != '\0'; ++text, ++bytes) {
-    if (*bytes != (uint8_t)*text) return false;
-  }
-  return true;
-}
-
 // Tables lie where they like, so nothing may be assumed of the alignment.
 static uint64_t number_at(const uint8_t* bytes, size_t size) {
   uint64_t value = 0;
@@ -134,11 +136,11 @@ static void find_power_button(const struct StartInfo* start) {
   const uint8_t* xsdt_end = xsdt + number_at(xsdt + kLengthAt, 4);
   for (const uint8_t* entry = xsdt + kHeader; entry + 8 <= xsdt_end; entry += 8) {
     const uint8_t* table = pointer_at(entry);
-    if (!is_at(table, "FACP")) continue;
+    if (after(table, "FACP") == NULL) continue;
     const uint8_t* dsdt = pointer_at(table + kDsdtAt);
     const uint8_t* last = dsdt + number_at(dsdt + kLengthAt, 4) - kRegionAt - 8;
     for (const uint8_t* at = dsdt + kHeader; at <= last; ++at) {
-      if (is_at(at, "GDST") && at[4] == 0 && at[5] == 0x0e) map_events(number_at(at + kRegionAt, 8));
+      if (after(at, "GDST") != NULL && at[4] == 0 && at[5] == 0x0e) map_events(number_at(at + kRegionAt, 8));
     }
   }
 }
@@ -154,13 +156,6 @@ static bool is_ctrl_alt_del_pressed(void) {
 }
 
 // ---- lines
-
-static const char* after(const char* text, const char* prefix) {
-  for (; *prefix != '\0'; ++prefix, ++text) {
-    if (*text != *prefix) return NULL;
-  }
-  return text;
-}
 
 static bool is(const char* text, const char* other) {
   const char* rest = after(text, other);

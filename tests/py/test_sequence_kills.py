@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cocoon import Backend, Node, VMConfig, VMState
-from harness import check_node, kill_at, ledger_lines, traced_calls
+from harness import check_node, kill_at, ledger_lines, remove_everything, traced_calls
 from test_syscall_kills import CHANGES
 from vmms import Vmm, find_vmm, processes_below
 
@@ -52,10 +52,7 @@ def own_disk(run_dir: Path) -> bytes:
 
 def set_up(vmm: Vmm, backend: Backend, verb: str) -> None:
     """`web` runs, was saved as `one`, and has written to its disk since; for a wake it is hibernated."""
-    for vm in backend.node.vms():
-        backend.delete(vm.id, force=True)
-    for snapshot in backend.node.snapshots.list():
-        backend.node.snapshots.delete(snapshot.id)
+    remove_everything(backend.node)
     vm = backend.create(vmm.config("web"))
     backend.start("web")
     with (Path(vm.run_dir) / "cow.raw").open("r+b") as disk:
@@ -104,11 +101,7 @@ def test_engine_killed_in_the_middle(
         check_node(root)
     assert len(outcomes) > 1, f"all kills fell on one side of the commit: {outcomes}"
     with Node(root, binaries=binaries) as node:
-        backend = node.backend(vmm.hypervisor)
-        for vm in node.vms():
-            backend.delete(vm.id, force=True)
-        for snapshot in node.snapshots.list():
-            node.snapshots.delete(snapshot.id)
+        remove_everything(node)
     assert check_node(root) == {}
     assert processes_below(root) == []
 

@@ -576,9 +576,6 @@ def test_removal_with_force_wins_every_race(stage: Stage, verb: str, rounds: Cal
         report = stage.node.reconcile(fix=True)
         assert report.ok, report.rows
         check_node(stage.root)
-        for other in stage.node.vms():
-            stage.backend.delete(other.id, force=True)
-        for snapshot in stage.node.snapshots.list():
-            stage.node.snapshots.delete(snapshot.id)
+        remove_everything(stage.node)
         assert processes_below(stage.root) == []
         assert check_node(stage.root) == {}

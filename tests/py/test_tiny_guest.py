@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,10 +14,12 @@ from cli_harness import Cli
 from cocoon import Backend, Node, VMConfig, VMState
 from cocoon._core import kvm_status
 from cocoon.guest import TINY_GUEST
-from harness import check_node, ledger_lines, reasons
+from cocoon.testing import HYPERVISORS
+from harness import check_node, ledger_lines, reasons, remove_everything
 from vmms import Console, Vmm, console, find_vmm
 
-HYPERVISORS = ["firecracker", "cloud-hypervisor"]
+UP = "COCOON-GUEST-READY tiny\n"
+Wait = Callable[..., None]
 
 
 @pytest.fixture(params=HYPERVISORS)
@@ -28,38 +30,33 @@ def vmm(request: pytest.FixtureRequest, tmp_path: Path) -> Vmm:
 @pytest.fixture
 def backend(vmm: Vmm, tmp_root: Path) -> Iterator[Backend]:
     with Node(tmp_root) as node:
-        backend = vmm.backend(node)
-        yield backend
-        for vm in backend.list():
-            backend.delete(vm.id, force=True)
-        for snapshot in node.snapshots.list():
-            node.snapshots.delete(snapshot.id)
+        yield vmm.backend(node)
+        remove_everything(node)
     assert check_node(tmp_root) == {}
 
 
-def wait_dead(backend: Backend, ref: str) -> None:
-    deadline = time.monotonic() + 30
-    while backend.inspect(ref).alive is not False:
-        assert time.monotonic() < deadline, "it lives on"
-        time.sleep(0.02)
-
-
-def test_it_answers_each_line(vmm: Vmm, backend: Backend) -> None:
+@pytest.fixture
+def web(vmm: Vmm, backend: Backend) -> Iterator[Console]:
+    """The guest of the VM web, which is up."""
     backend.create(vmm.config("web"))
     backend.start("web")
     with console(backend, "web") as guest:
-        guest.wait_for("COCOON-GUEST-READY tiny\n")
-        for line, answer in [
-            ("echo one two", "ECHO one two"),
-            ("echo ", "ECHO "),
-            ("echo", "UNKNOWN echo"),
-            ("up", "UNKNOWN up"),
-            ("uptimes", "UNKNOWN uptimes"),
-            ("ticks off", "TICKS off"),
-            ("x" * 300, "UNKNOWN " + "x" * 255),
-        ]:
-            guest.type(f"\r{line}\r")
-            assert guest.wait_for(f"\n{answer}\n").strip("\n") == line, "it echoes what it hears"
+        guest.wait_for(UP)
+        yield guest
+
+
+def test_it_answers_each_line(web: Console) -> None:
+    for line, answer in [
+        ("echo one two", "ECHO one two"),
+        ("echo ", "ECHO "),
+        ("echo", "UNKNOWN echo"),
+        ("up", "UNKNOWN up"),
+        ("uptimes", "UNKNOWN uptimes"),
+        ("ticks off", "TICKS off"),
+        ("x" * 300, "UNKNOWN " + "x" * 255),
+    ]:
+        web.type(f"\r{line}\r")
+        assert web.wait_for(f"\n{answer}\n").strip("\n") == line, "it echoes what it hears"
 
 
 def uptime(guest: Console) -> tuple[float, float]:
@@ -71,56 +68,42 @@ def uptime(guest: Console) -> tuple[float, float]:
     return float(said[0]), time.monotonic()
 
 
-def test_its_seconds_are_ours(vmm: Vmm, backend: Backend) -> None:
-    backend.create(vmm.config("web"))
-    backend.start("web")
-    with console(backend, "web") as guest:
-        guest.wait_for("COCOON-GUEST-READY")
-        first = uptime(guest)
-        time.sleep(3)
-        second = uptime(guest)
+def test_its_seconds_are_ours(web: Console) -> None:
+    first = uptime(web)
+    web.type("ticks on\n")
+    web.wait_for("tick 3\n")
+    second = uptime(web)
     assert second[0] - first[0] == pytest.approx(second[1] - first[1], rel=0.3)
 
 
-def test_it_powers_off_when_it_is_asked_to(vmm: Vmm, backend: Backend, tmp_root: Path) -> None:
-    vm = backend.create(vmm.config("web"))
-    backend.start("web")
-    with console(backend, "web") as guest:
-        guest.wait_for("COCOON-GUEST-READY")
-        begin = time.monotonic()
-        backend.stop("web")
-        assert time.monotonic() - begin < 15, "it was not waited for in vain"
-        guest.wait_for("POWER-BUTTON")
+def test_it_powers_off_when_it_is_asked_to(web: Console, backend: Backend, tmp_root: Path, wait_until: Wait) -> None:
+    vm = backend.inspect("web")
+    begin = time.monotonic()
+    backend.stop("web")
+    assert time.monotonic() - begin < 15, "it was not waited for in vain"
+    web.wait_for("POWER-BUTTON")
     assert backend.inspect("web").state == VMState.STOPPED
     assert reasons(ledger_lines(tmp_root), vm.id)[-1] == ("vm.compute.stop", "stop-user")
     backend.start("web")
     with console(backend, "web") as guest:
-        guest.wait_for("COCOON-GUEST-READY")
+        guest.wait_for(UP)
         guest.type("poweroff\n")
-        wait_dead(backend, "web")
+        wait_until(lambda: backend.inspect("web").alive is False, "the VMM has ended", seconds=30)
     backend.stop("web")
     assert reasons(ledger_lines(tmp_root), vm.id)[-1] == ("vm.compute.stop", "stop-crash")
 
 
-def test_it_crashes_on_request(vmm: Vmm, backend: Backend) -> None:
-    backend.create(vmm.config("web"))
-    backend.start("web")
-    with console(backend, "web") as guest:
-        guest.wait_for("COCOON-GUEST-READY")
-        guest.type("crash\n")
-        if vmm.reset_ends_it:
-            wait_dead(backend, "web")
-        else:
-            guest.wait_for("COCOON-GUEST-READY")
+def test_it_crashes_on_request(web: Console, vmm: Vmm, backend: Backend, wait_until: Wait) -> None:
+    web.type("crash\n")
+    if vmm.reset_ends_it:
+        wait_until(lambda: backend.inspect("web").alive is False, "the VMM has ended", seconds=30)
+    else:
+        web.wait_for(UP)
 
 
-def test_it_goes_on_in_clones(vmm: Vmm, backend: Backend) -> None:
-    backend.create(vmm.config("web"))
-    backend.start("web")
-    with console(backend, "web") as guest:
-        guest.wait_for("COCOON-GUEST-READY")
-        guest.type("ticks on\n")
-        guest.wait_for("tick 2")
+def test_it_goes_on_in_clones(web: Console, backend: Backend) -> None:
+    web.type("ticks on\n")
+    web.wait_for("tick 2")
     snapshot = backend.snapshot("web", name="s")
     backend.clone(snapshot.id, VMConfig("clone"))
     with console(backend, "clone") as guest:

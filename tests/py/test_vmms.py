@@ -32,6 +32,7 @@ from cocoon import (
     VMState,
 )
 from cocoon._sockets import connect
+from cocoon.testing import HYPERVISORS
 from harness import check_node, in_threads, ledger_lines, listening, proc_gone, reasons
 from vmms import SECONDS, Vmm, console, find_vmm, processes_below
 
@@ -46,11 +47,10 @@ CRASH: Books = [("vm.compute.stop", "stop-crash")]
 RESTART: Books = [("vm.compute.start", "restart")]
 REMOVE: Books = [("vm.storage.stop", "vm-rm")]
 
-REST = ["firecracker", "cloud-hypervisor"]
 DEAF = "the guest of 5 KB hears nothing under QEMU"
 
 
-@pytest.fixture(params=[*REST, "qemu", "sim-firecracker", "sim-cloud-hypervisor"])
+@pytest.fixture(params=[*HYPERVISORS, "qemu", "sim-firecracker", "sim-cloud-hypervisor"])
 def vmm(request: pytest.FixtureRequest, tmp_path: Path) -> Vmm:
     return find_vmm(request.param, tmp_path / "vmms")
 
@@ -359,7 +359,7 @@ def test_a_reference_that_two_hypervisors_know_is_ambiguous(tmp_root: Path, tmp_
     kernel.write_text("k")
     with Node(tmp_root) as node:
         created = {}
-        for hypervisor in ("qemu", *REST):
+        for hypervisor in ("qemu", *HYPERVISORS):
             vmm = Vmm(hypervisor, tmp_path, kernel)
             created[hypervisor] = node.backend(hypervisor).create(vmm.config("web"))
         with pytest.raises(AmbiguousRef) as caught:
@@ -398,7 +398,7 @@ def links_of(fds: Path) -> dict[int, str]:
     return links
 
 
-@pytest.mark.parametrize("name", REST)
+@pytest.mark.parametrize("name", HYPERVISORS)
 def test_the_vsock_is_a_socket_in_the_run_dir(name: str, tmp_root: Path, tmp_path: Path) -> None:
     vmm = find_vmm(name, tmp_path)
     with Node(tmp_root) as node:
@@ -413,7 +413,7 @@ def test_the_vsock_is_a_socket_in_the_run_dir(name: str, tmp_root: Path, tmp_pat
         backend.delete("web", force=True)
 
 
-@pytest.mark.parametrize("name", REST)
+@pytest.mark.parametrize("name", HYPERVISORS)
 def test_a_vmm_holds_nothing_of_ours(name: str, tmp_root: Path, tmp_path: Path) -> None:
     vmm = find_vmm(name, tmp_path)
     with Node(tmp_root) as node:
@@ -438,7 +438,7 @@ def test_cloud_hypervisor_has_no_console_log(tmp_root: Path, tmp_path: Path) -> 
         backend.delete("web")
 
 
-@pytest.mark.parametrize("name", [*REST, "sim-firecracker", "sim-cloud-hypervisor"])
+@pytest.mark.parametrize("name", [*HYPERVISORS, "sim-firecracker", "sim-cloud-hypervisor"])
 def test_the_console_of_the_command_line_hears_and_speaks_also_after_one_was_ended(
     name: str, tmp_root: Path, tmp_path: Path
 ) -> None:
@@ -475,7 +475,7 @@ def test_the_console_of_the_command_line_hears_and_speaks_also_after_one_was_end
         backend.delete("web", force=True)
 
 
-@pytest.mark.parametrize("name", REST)
+@pytest.mark.parametrize("name", HYPERVISORS)
 def test_a_guest_whose_vmm_is_stopped_answers_in_bounded_time(name: str, tmp_root: Path, tmp_path: Path) -> None:
     vmm = find_vmm(name, tmp_path)
     with Node(tmp_root) as node:
@@ -520,7 +520,7 @@ def test_many_start_at_once(vmm: Vmm, backend: Backend, rounds: Rounds) -> None:
     backend.delete(*ids, force=True)
 
 
-@pytest.mark.parametrize("name", REST)
+@pytest.mark.parametrize("name", HYPERVISORS)
 def test_the_demo_runs_and_balances(name: str, tmp_path: Path) -> None:
     vmm = find_vmm(name, tmp_path)
     done = subprocess.run(

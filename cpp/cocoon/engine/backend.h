@@ -11,6 +11,7 @@
 
 #include <chrono>
 #include <functional>
+#include <initializer_list>
 #include <map>
 #include <optional>
 #include <span>
@@ -149,7 +150,8 @@ class Backend {
   bool forget_if_removed(const lifecycle::VmRecord& vm, std::string_view verb) const noexcept;
   void shut_down(const lifecycle::VmRecord& vm, const system::Pidfd& process, const StopOptions& options,
                  system::Cancel& cancel);
-  void remove_runtime_files(const lifecycle::VmRecord& vm, std::vector<std::string> more = {}) const;
+  // What the VMM leaves behind, and these.
+  void remove_runtime_files(const lifecycle::VmRecord& vm, std::initializer_list<const char*> more = {}) const;
   void make_vm_dirs(const lifecycle::VmRecord& vm) const;
   // One request to a VMM that lives, under its op lock.
   using Request = void (vmm::Driver::*)(const lifecycle::VmRecord&, std::chrono::milliseconds, system::Cancel&) const;

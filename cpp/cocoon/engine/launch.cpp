@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cerrno>
 #include <filesystem>
-#include <iterator>
 
 #include <fmt/format.h>
 #include <spdlog/spdlog.h>
@@ -32,9 +31,9 @@ void rotate_log(const system::Path& log) {
 
 }  // namespace
 
-void Backend::remove_runtime_files(const VmRecord& vm, std::vector<std::string> more) const {
+void Backend::remove_runtime_files(const VmRecord& vm, std::initializer_list<const char*> more) const {
   auto names = driver_->runtime_files();
-  names.insert(names.end(), std::make_move_iterator(more.begin()), std::make_move_iterator(more.end()));
+  names.insert(names.end(), more.begin(), more.end());
   system::remove_files(vm.run_dir, names);
 }
 

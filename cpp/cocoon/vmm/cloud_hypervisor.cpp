@@ -45,6 +45,22 @@ std::string command_line(const VmConfig& config) {
   return config.cmdline + (config.cmdline.empty() ? "" : " ") + "console=ttyS0";
 }
 
+// Of a guest that was booted: it runs or is paused. Errors VmmError: there is none.
+bool is_paused(Rest& api) {
+  const auto said = ask_cloud_hypervisor(api);
+  switch (cloud_hypervisor_state(said)) {
+    case GuestState::kRunning:
+      return false;
+    case GuestState::kPaused:
+      return true;
+    case GuestState::kNotBooted:
+    case GuestState::kEnded:
+      break;
+  }
+  throw VmmError(fmt::format("the guest is not running (Cloud Hypervisor says '{}')", said.value_or("no VM")), 0,
+                 said.value_or(""));
+}
+
 json payload(const VmConfig& config) {
   if (!config.machine.empty()) return {{"firmware", config.kernel}};
   json payload{{"kernel", config.kernel}, {"cmdline", command_line(config)}};
@@ -174,52 +190,22 @@ GuestState CloudHypervisor::guest_state(const VmRecord& vm, milliseconds timeout
 void CloudHypervisor::pause(const VmRecord& vm, milliseconds timeout, Cancel& cancel) const {
   about("pause", vm, [&] {
     Rest api = connect_cloud_hypervisor(api_socket(vm), timeout, cancel);
-    const auto state = ask_cloud_hypervisor(api);
-    switch (cloud_hypervisor_state(state)) {
-      case GuestState::kRunning:
-        api.put("/api/v1/vm.pause");
-        return;
-      case GuestState::kPaused:
-        return;
-      case GuestState::kNotBooted:
-      case GuestState::kEnded:
-        refuse_idle_cloud_hypervisor(state);
-    }
+    if (!is_paused(api)) api.put("/api/v1/vm.pause");
   });
 }
 
 void CloudHypervisor::resume(const VmRecord& vm, milliseconds timeout, Cancel& cancel) const {
   about("resume", vm, [&] {
     Rest api = connect_cloud_hypervisor(api_socket(vm), timeout, cancel);
-    const auto state = ask_cloud_hypervisor(api);
-    switch (cloud_hypervisor_state(state)) {
-      case GuestState::kPaused:
-        api.put("/api/v1/vm.resume");
-        return;
-      case GuestState::kRunning:
-        return;
-      case GuestState::kNotBooted:
-      case GuestState::kEnded:
-        refuse_idle_cloud_hypervisor(state);
-    }
+    if (is_paused(api)) api.put("/api/v1/vm.resume");
   });
 }
 
 void CloudHypervisor::request_power_off(const VmRecord& vm, milliseconds timeout, Cancel& cancel) const {
   about("power off", vm, [&] {
     Rest api = connect_cloud_hypervisor(api_socket(vm), timeout, cancel);
-    const auto state = ask_cloud_hypervisor(api);
-    switch (cloud_hypervisor_state(state)) {
-      case GuestState::kPaused:
-        api.put("/api/v1/vm.resume");
-        [[fallthrough]];
-      case GuestState::kRunning:
-        api.put("/api/v1/vm.power-button");
-        return;
-      case GuestState::kNotBooted:
-      case GuestState::kEnded:
-        refuse_idle_cloud_hypervisor(state);
-    }
+    if (is_paused(api)) api.put("/api/v1/vm.resume");
+    api.put("/api/v1/vm.power-button");
   });
 }
 

@@ -24,9 +24,4 @@ GuestState cloud_hypervisor_state(const std::optional<std::string>& said) {
   throw VmmError(fmt::format("its state is '{}', which is not known", *said), 0, *said);
 }
 
-void refuse_idle_cloud_hypervisor(const std::optional<std::string>& said) {
-  throw VmmError(fmt::format("the guest is not running (Cloud Hypervisor says '{}')", said.value_or("no VM")), 0,
-                 said.value_or(""));
-}
-
 }  // namespace cocoon::vmm

@@ -27,6 +27,5 @@ Rest connect_cloud_hypervisor(const system::Path& socket, std::chrono::milliseco
 std::optional<std::string> ask_cloud_hypervisor(Rest& api);
 // Errors   VmmError: a state that is not known.
 GuestState cloud_hypervisor_state(const std::optional<std::string>& said);
-[[noreturn]] void refuse_idle_cloud_hypervisor(const std::optional<std::string>& said);
 
 }  // namespace cocoon::vmm

@@ -53,7 +53,19 @@ bool knows_sandbox(const Path& binary) {
   return entry->second;
 }
 
-[[noreturn]] void refuse(const std::string& status) {
+// Of a guest that was booted: it runs or is paused. Errors VmmError: there is none. "stop" would hide that it never
+// booted, and "system_powerdown" be accepted without anybody to hear of it.
+bool is_paused(Qmp& qmp) {
+  const std::string status = status_of(qmp);
+  switch (meaning_of(status)) {
+    case GuestState::kRunning:
+      return false;
+    case GuestState::kPaused:
+      return true;
+    case GuestState::kNotBooted:
+    case GuestState::kEnded:
+      break;
+  }
   throw VmmError(fmt::format("the guest is not running (QEMU says '{}')", status), 0, status);
 }
 
@@ -111,52 +123,22 @@ GuestState Qemu::guest_state(const VmRecord& vm, milliseconds timeout, Cancel& c
 void Qemu::pause(const VmRecord& vm, milliseconds timeout, Cancel& cancel) const {
   about("pause", vm, [&] {
     Qmp qmp = Qmp::connect(api_socket(vm), timeout, cancel);
-    const std::string status = status_of(qmp);
-    switch (meaning_of(status)) {
-      case GuestState::kRunning:
-        qmp.execute("stop");
-        return;
-      case GuestState::kPaused:
-        return;
-      case GuestState::kNotBooted:  // "stop" would hide that it never booted
-      case GuestState::kEnded:
-        refuse(status);
-    }
+    if (!is_paused(qmp)) qmp.execute("stop");
   });
 }
 
 void Qemu::resume(const VmRecord& vm, milliseconds timeout, Cancel& cancel) const {
   about("resume", vm, [&] {
     Qmp qmp = Qmp::connect(api_socket(vm), timeout, cancel);
-    const std::string status = status_of(qmp);
-    switch (meaning_of(status)) {
-      case GuestState::kPaused:
-        qmp.execute("cont");
-        return;
-      case GuestState::kRunning:
-        return;
-      case GuestState::kNotBooted:
-      case GuestState::kEnded:
-        refuse(status);
-    }
+    if (is_paused(qmp)) qmp.execute("cont");
   });
 }
 
 void Qemu::request_power_off(const VmRecord& vm, milliseconds timeout, Cancel& cancel) const {
   about("power off", vm, [&] {
     Qmp qmp = Qmp::connect(api_socket(vm), timeout, cancel);
-    const std::string status = status_of(qmp);
-    switch (meaning_of(status)) {
-      case GuestState::kPaused:
-        qmp.execute("cont");
-        [[fallthrough]];
-      case GuestState::kRunning:
-        qmp.execute("system_powerdown");
-        return;
-      case GuestState::kNotBooted:  // QEMU would accept it, and nobody would ever hear of it
-      case GuestState::kEnded:
-        refuse(status);
-    }
+    if (is_paused(qmp)) qmp.execute("cont");
+    qmp.execute("system_powerdown");
   });
 }
 
