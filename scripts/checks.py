@@ -1,8 +1,9 @@
 """Runs every check of the project, one step after the other; scripts/test sets up what it needs and calls this.
 
-Each step's output is in build/logs/<step>.log; the end of it is shown when the step fails. A failed step does not stop
-the others unless they need what it makes. The last line is "N passed, N failed, N skipped": the tests of all
-configurations together, and one failure for each failed step that is not a test suite.
+Each step's output is in build/logs/<step>.log; when the step fails, the end of it is shown, or what its failed tests
+said. A failed step does not stop the others unless they need what it makes. The last line is
+"N passed, N failed, N skipped": the tests of all configurations together, and one failure for each failed step that is
+not a test suite.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build"
 LOGS = BUILD / "logs"
 BIN = Path(sys.executable).parent
-TAIL = 60
+TAIL = 60  # lines that are shown of the log of a failed step, or of what each failed test said
+SHOWN_FAILURES = 10
 
 Words = Sequence[str | Path]
 
@@ -166,6 +168,8 @@ class Checks:
             message = str(failure)
         left = sweep(temporary)
         counts = read_junit(report) if report.exists() else Counts()
+        if message and counts.failures:
+            message = described(counts.failures, LOGS / f"{name}.log")
         if left:
             with (LOGS / f"{name}.log").open("a") as log:
                 print("\nleft behind:", *left, sep="\n  ", file=log)
@@ -197,7 +201,8 @@ class Checks:
                 self.kill()
                 raise
         if status not in allowed:
-            raise Failed(f"status {status}; build/logs/{name}.log ends with:\n{tail(LOGS / f'{name}.log')}")
+            log_text = (LOGS / f"{name}.log").read_text(encoding="utf-8", errors="replace")
+            raise Failed(f"status {status}; build/logs/{name}.log ends with:\n{tail(log_text)}")
 
     def kill(self) -> None:
         if self.child is not None and self.child.poll() is None:
@@ -257,9 +262,15 @@ def output(*words: str | Path) -> str:
     return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
 
 
-def tail(path: Path) -> str:
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    return "\n".join("  " + line for line in lines[-TAIL:])
+def tail(text: str) -> str:
+    return "\n".join("  " + line for line in text.splitlines()[-TAIL:])
+
+
+def described(failures: Mapping[str, str], log: Path) -> str:
+    """What the failed tests said: the end of a log is mostly about those that passed."""
+    shown = [f"{name}\n{tail(said)}" for name, said in list(failures.items())[:SHOWN_FAILURES]]
+    more = len(failures) - len(shown)
+    return "\n\n".join([*shown, f"{f'{more} more in ' if more else ''}{log.relative_to(ROOT)}"])
 
 
 def cpp_files() -> list[Path]:

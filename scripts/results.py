@@ -19,6 +19,7 @@ class Counts:
     failed: int = 0
     skipped: int = 0
     reasons: collections.Counter[str] = field(default_factory=collections.Counter)
+    failures: dict[str, str] = field(default_factory=dict)  # what the failed ones said
 
     @property
     def total(self) -> int:
@@ -29,6 +30,7 @@ class Counts:
         self.failed += other.failed
         self.skipped += other.skipped
         self.reasons += other.reasons
+        self.failures |= other.failures
         return self
 
     def text(self) -> str:
@@ -47,12 +49,20 @@ def _why(case: ET.Element, skipped: ET.Element | None) -> str:
     return " ".join(reason.split())
 
 
+def _said(case: ET.Element) -> str:
+    """pytest leaves the traceback in the failure or error, ctest the program's output next to it."""
+    texts = (found.text or found.get("message") or "" for tag in ("failure", "error") for found in case.findall(tag))
+    return "\n".join(filter(None, (*texts, case.findtext("system-out"))))
+
+
 def read_junit(path: Path) -> Counts:
     counts = Counts()
     for case in ET.parse(path).getroot().iter("testcase"):
         skipped = case.find("skipped")
         if case.find("failure") is not None or case.find("error") is not None or case.get("status") == "fail":
             counts.failed += 1
+            names = dict.fromkeys((case.get("classname"), case.get("name")))  # ctest: both are the same
+            counts.failures["::".join(filter(None, names))] = _said(case)
         elif skipped is not None or case.get("status") in {"notrun", "disabled"}:
             counts.skipped += 1
             counts.reasons[_why(case, skipped)] += 1

@@ -123,11 +123,12 @@ std::vector<std::string> qemu_argv(const VmRecord& vm, const system::Path& binar
   if (microvm) add({"-global", "virtio-mmio.force-legacy=false"});  // virtio 1.0; the default is the draft before it
   add({"-accel", kvm ? "kvm" : "tcg,thread=multi", "-cpu", kvm ? "host" : "max"});
   add({"-smp", std::to_string(config.cpu), "-m", fmt::format("{}M", config.mem_bytes / kMiB)});
-  add({"-qmp", fmt::format("unix:{},server=on,wait=off", kQmpSocket)});
   const std::string console_log = (system::Path(vm.log_dir) / kConsoleLog).string();
   add({"-chardev", fmt::format("socket,id=console,path={},server=on,wait=off,logfile={},logappend=on", kConsoleSocket,
                                escaped(console_log))});
   add({"-serial", "chardev:console"});
+  // Behind the console: QEMU makes its sockets in this order, so that where QMP answers the console is there too.
+  add({"-qmp", fmt::format("unix:{},server=on,wait=off", kQmpSocket)});
   if (!config.kernel.empty()) {
     add({"-kernel", config.kernel});
     if (!config.initrd.empty()) add({"-initrd", config.initrd});
