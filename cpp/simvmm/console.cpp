@@ -103,13 +103,21 @@ Console Console::socket(const std::string& path) {
 }
 
 void Console::write(std::string_view bytes) {
-  if (listener_ && !had_client_) {
+  if (listener_) {
+    if (had_client_ && !out_) return;
     if (waiting_.size() + bytes.size() <= kMostWaitingBytes) waiting_ += bytes;
+    flush();
     return;
   }
   if (!out_ || bytes.empty()) return;
   // What a full pipe does not take is lost, as with the VMMs. SIGPIPE is ignored.
   [[maybe_unused]] const ssize_t written = ::write(out_.get(), bytes.data(), bytes.size());
+}
+
+void Console::flush() {
+  if (!out_ || waiting_.empty()) return;
+  const ssize_t written = ::write(out_.get(), waiting_.data(), waiting_.size());
+  if (written > 0) waiting_.erase(0, static_cast<std::size_t>(written));
 }
 
 void Console::add_to(std::vector<pollfd>& polls) const {
@@ -138,7 +146,7 @@ std::string Console::read(const std::vector<pollfd>& polls) {
     if (client) {
       out_ = std::move(client);  // and the one before it is gone
       had_client_ = true;
-      write(std::exchange(waiting_, {}));
+      flush();
     }
   }
   return typed;

@@ -1,8 +1,8 @@
 #pragma once
 // Where the guest's serial line ends: nowhere, a pair of descriptors, a file, a pseudo-terminal, or a UNIX socket that
-// one client at a time has. A reader that does not read never stops the guest: what does not fit is lost, but for a
-// socket, where what was printed before its first client came waits for it. A client of a socket that leaves with
-// something unread (a reset) is the last one, as with Cloud Hypervisor 53.
+// one client at a time has. A reader that does not read never stops the guest: what does not fit is lost. Not so with a
+// socket, as with Cloud Hypervisor 53: there it waits until the guest prints more or a new client comes, as does what
+// was printed before the first one came. A client that leaves with something unread (a reset) is the last one.
 
 #include <poll.h>
 
@@ -47,13 +47,15 @@ class Console {
   void unlink_socket();
 
  private:
+  void flush();
+
   std::string path_;
   int in_ = -1;      // borrowed: stdin
   system::Fd out_;   // output; of a pseudo-terminal and a client also input
   system::Fd held_;  // a pseudo-terminal's other side, so that it never hangs up
   system::Fd listener_;
   bool both_ways_ = false;
-  std::string waiting_;  // for the first client of a socket
+  std::string waiting_;  // for the client of a socket
   bool had_client_ = false;
   bool was_reset_ = false;
 };

@@ -195,7 +195,7 @@ def wait_ready(backend: Backend, ref: str, *, seconds: float = 90) -> None:
 
 @contextmanager
 def console(backend: Backend, ref: str) -> Iterator[socket.socket]:
-    with _sockets.console(backend.console_path(ref), 30) as client:
+    with _sockets.connect(backend.console_path(ref), 30) as client:
         yield client
 
 

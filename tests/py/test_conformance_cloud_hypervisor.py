@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from cocoon._sockets import connect, leave
+from cocoon._console import leave
+from cocoon._sockets import connect
 from conformance import Call, Pair, all_of, pair_of, with_disk
 from simvmm_client import CLOUD_HYPERVISOR, DEADLINE, Vmm, boot, cloud_hypervisor_config, until
 

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import re
+import select
 import shutil
+import socket
 import subprocess
+import sys
+import termios
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -264,6 +271,32 @@ def test_a_loaded_guest_goes_on_counting(vmms: SimulatedVmms, tmp_root: Path) ->
         body = {"snapshot_path": "vmstate", "mem_backend": backend, "resume_vm": True}
         assert second.request("PUT", "/snapshot/load", body).status == 204
         assert until(second.printed, "it prints").startswith(f"tick {int(last) + 1}\n")
+
+
+def queued(connection: socket.socket) -> int:
+    return int.from_bytes(fcntl.ioctl(connection, termios.FIONREAD, bytes(4)), sys.byteorder)
+
+
+def test_a_console_that_is_read_slowly_loses_nothing(tmp_root: Path) -> None:
+    vmms = SimulatedVmms(tmp_root / "vmms", tick_ms=1)
+    with running(vmms.binaries[CLOUD_HYPERVISOR], CLOUD_HYPERVISOR, tmp_root / "vm") as vmm:
+        boot(vmm, vmms.kernel)
+        with connect(vmm.folder / "console.sock", DEADLINE) as slow:
+            before = -1
+            while before < (before := queued(slow)):  # until no more fits
+                time.sleep(0.5)
+            assert vmm.request("PUT", "vm.pause").status == 204
+            seen = slow.recv(1 << 20)
+            # The rest stays where it is until the guest prints more, or somebody else comes.
+            assert select.select([slow], [], [], 0.1)[0] == []
+            with connect(vmm.folder / "console.sock", DEADLINE) as other:
+                assert slow.recv(1) == b"", "it was replaced"
+                held = other.recv(1 << 20)
+                assert vmm.request("PUT", "vm.resume").status == 204
+                seen += held + other.recv(1 << 20)
+    assert held
+    ticks = [int(number) for number in re.findall(rb"tick (\d+)\n", seen)]
+    assert ticks == list(range(1, len(ticks) + 1))
 
 
 def test_a_private_mapping_of_an_edited_snapshot_is_restored(vmms: SimulatedVmms, tmp_root: Path) -> None:

@@ -59,6 +59,18 @@ def test_it_answers_each_line(web: Console) -> None:
         assert web.wait_for(f"\n{answer}\n").strip("\n") == line, "it echoes what it hears"
 
 
+def test_what_nobody_reads_for_a_while_comes_all_the_same(web: Console) -> None:
+    """Longer than the console's socket has room for, and then the guest is silent."""
+    for _ in range(4):
+        web.type("\r" + "x" * 300 + "\r")
+        time.sleep(0.2)  # nobody says when the guest has printed what nobody reads
+    web.type("\recho end\r")
+    time.sleep(0.2)
+    heard = web.wait_for("\nECHO end\n")
+    assert heard.count("\nUNKNOWN " + "x" * 255 + "\n") == 4
+    assert heard.count("x") == 4 * (300 + 255)
+
+
 def uptime(guest: Console) -> tuple[float, float]:
     """By the guest's clock, and by ours."""
     guest.type("uptime\n")

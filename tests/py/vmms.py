@@ -6,7 +6,6 @@ import atexit
 import functools
 import os
 import shutil
-import socket
 import tempfile
 import threading
 import time
@@ -19,7 +18,7 @@ from typing import Any
 import pytest
 
 from cocoon import Backend, InvalidArgument, Node, VMConfig
-from cocoon._sockets import connect, leave
+from cocoon._console import GuestConsole
 from cocoon.testing import SimulatedVmms
 from harness import proc_gone
 
@@ -72,7 +71,7 @@ class Console:
     heard: str = ""
 
     def __post_init__(self) -> None:
-        self._socket: socket.socket | None = None
+        self._console: GuestConsole | None = None
         self._read = 0
         self._log: Path | None = None
         with suppress(InvalidArgument):  # Cloud Hypervisor writes none
@@ -87,7 +86,7 @@ class Console:
             finally:
                 os.close(fifo)
         else:
-            self._connected().sendall(text.encode())
+            self._connected().say(text)
 
     def wait_for(self, text: str, seconds: float = SECONDS) -> str:
         """The guest has printed this since the last such wait: what came before it."""
@@ -111,26 +110,26 @@ class Console:
             more = self._log.read_bytes()[self._read :] if self._log.exists() else b""
             self._read += len(more)
         else:
-            try:
-                more = self._connected().recv(65536)
-            except TimeoutError:
-                return False
-            except OSError:
-                more = b""
-            if not more:  # the guest restarts: its new serial port is a new socket
+            received: bytes | None = b""
+            with suppress(OSError):
+                console = self._connected()
+                console.wait(0.02)
+                received = console.read()
+            if received == b"":  # the guest restarts: its new serial port is a new socket
                 self.close()
+            more = received or b""
         self.heard += more.decode(errors="replace")
         return bool(more)
 
-    def _connected(self) -> socket.socket:
-        if self._socket is None:
-            self._socket = connect(self.backend.console_path(self.ref), 0.02)
-        return self._socket
+    def _connected(self) -> GuestConsole:
+        if self._console is None:
+            self._console = GuestConsole.of(self.backend, self.ref, SECONDS)
+        return self._console
 
     def close(self) -> None:
-        if self._socket is not None:
-            leave(self._socket)
-            self._socket = None
+        if self._console is not None:
+            self._console.close()
+            self._console = None
 
 
 def processes_below(root: Path) -> list[int]:

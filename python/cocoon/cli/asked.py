@@ -2,18 +2,16 @@
 
 import os
 import re
-import select
 import time
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cocoon._sockets import console
+from cocoon._console import GuestConsole
 
 if TYPE_CHECKING:
     from cocoon import Backend
 
-_BLOCK = 1 << 16
 _POLL_SECONDS = 0.02
 
 
@@ -35,13 +33,14 @@ def ask(backend: "Backend", vm_id: str, question: str, answer: str, seconds: flo
                     return found[1]
             time.sleep(_POLL_SECONDS)
         return None
-    with console(path) as connection:
-        connection.sendall(f"{question}\n".encode())
+    with GuestConsole.of(backend, vm_id) as console:
+        console.say(f"{question}\n")
         heard = b""
         while (left := deadline - time.monotonic()) > 0:
-            if not select.select([connection], [], [], left)[0]:
+            console.wait(left)
+            block = console.read()
+            if block is None:
                 continue
-            block = connection.recv(_BLOCK)
             heard += block
             if found := re.search(answer, heard.decode(errors="replace")):
                 return found[1]

@@ -3,7 +3,6 @@
 import os
 import select
 import signal
-import socket
 import sys
 import termios
 import time
@@ -13,7 +12,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-from cocoon._sockets import console
+from cocoon._console import GuestConsole
 from cocoon.cli.errors import FAILED, CommandError, printable
 
 _LEAVE = b"\x1d"  # ^]
@@ -24,10 +23,11 @@ _QUIET_SECONDS = 1.0
 _LOOK_SECONDS = 0.02
 
 
-def attach(path: Path, name: str, printed: Path | None = None) -> None:
+def attach(path: Path, name: str, printed: Path | None = None, *, holds_back: bool = False) -> None:
     """Copies both ways until ^] (terminal), until the input has ended and the guest is quiet (pipe), or until the VMM
-    closes the console. `printed` is the console's log: the output of a console whose path is only a way in."""
-    with _ended_by_signals(), _open(path, name, printed) as guest:
+    closes the console. `printed` is the console's log: the output of a console whose path is only a way in;
+    `holds_back` is explained at GuestConsole."""
+    with _ended_by_signals(), _open(path, name, printed, holds_back) as guest:
         stdin = sys.stdin.fileno()
         if not os.isatty(stdin):
             _copy(guest, stdin, leaves=False)
@@ -39,49 +39,22 @@ def attach(path: Path, name: str, printed: Path | None = None) -> None:
 
 
 class _Console(Protocol):
-    """The guest's side. Nothing of it blocks."""
+    """The guest's side, as GuestConsole describes it."""
 
-    def fileno(self) -> int:
-        """Writable when the guest takes input."""
+    def fileno(self) -> int: ...
 
-    output_ready: int | None  # a descriptor that is readable when there is output; None: it has to be looked for
+    @property
+    def look_after(self) -> float | None: ...
 
-    def read(self) -> bytes | None:
-        """None: nothing new. b"": the VMM closed it."""
+    def read(self) -> bytes | None: ...
 
-    def write(self, data: bytes) -> int:
-        """How much of it was taken. Raises BrokenPipeError when nobody is there to take it."""
-
-
-class _Socket:
-    def __init__(self, guest: socket.socket) -> None:
-        self._guest = guest
-        self.output_ready: int | None = guest.fileno()
-
-    def fileno(self) -> int:
-        return self._guest.fileno()
-
-    def read(self) -> bytes | None:
-        try:
-            return self._guest.recv(_BLOCK, socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            return None
-        except ConnectionResetError:
-            return b""
-
-    def write(self, data: bytes) -> int:
-        try:
-            return self._guest.send(data, socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            return 0
-        except ConnectionResetError as error:
-            raise BrokenPipeError from error
+    def write(self, data: bytes) -> int: ...
 
 
 class _Fifo:
     """Firecracker's: its stdin, a fifo that only it reads, and its stdout, a file."""
 
-    output_ready: int | None = None
+    look_after: float | None = _LOOK_SECONDS
 
     def __init__(self, fifo: int, printed: BinaryIO) -> None:
         self._fifo = fifo
@@ -113,12 +86,12 @@ class _Fifo:
 
 
 @contextmanager
-def _open(path: Path, name: str, printed: Path | None) -> Iterator[_Console]:
+def _open(path: Path, name: str, printed: Path | None, holds_back: bool) -> Iterator[_Console]:
     with ExitStack() as opened:
         try:
             guest: _Console
             if printed is None:
-                guest = _Socket(opened.enter_context(console(path)))
+                guest = opened.enter_context(GuestConsole(path, holds_back=holds_back))
             else:
                 fifo = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
                 opened.callback(os.close, fifo)
@@ -162,18 +135,15 @@ def _end(number: int, _frame: Any) -> None:
 def _copy(guest: _Console, stdin: int, *, leaves: bool) -> bool:
     # True: the user left. False: the guest's side ended, or the piped input did.
     open_input = True
-    deadline = float("inf")
+    deadline: float | None = None
     to_guest = b""
     while True:
-        reading: list[int] = [] if guest.output_ready is None else [guest.output_ready]
-        if open_input and not to_guest:
-            reading.append(stdin)
-        left = max(0.0, deadline - time.monotonic())
-        if guest.output_ready is None:
-            left = min(left, _LOOK_SECONDS)
-        readable, writable, _ = select.select(
-            reading, [guest] if to_guest else [], [], None if left == float("inf") else left
-        )
+        # (A fifo is a way in, and never readable, until its other end is closed.)
+        reading: list[_Console | int] = [guest, stdin] if open_input and not to_guest else [guest]
+        waits = [max(0.0, deadline - time.monotonic())] if deadline is not None else []
+        if guest.look_after is not None:
+            waits.append(guest.look_after)
+        readable, writable, _ = select.select(reading, [guest] if to_guest else [], [], min(waits, default=None))
         active = bool(readable or writable)
         block = guest.read()
         if block == b"":
@@ -197,7 +167,7 @@ def _copy(guest: _Console, stdin: int, *, leaves: bool) -> bool:
                 with suppress(OSError):  # what was typed just before, if the guest takes it
                     guest.write(to_guest)
                 return True
-        if not active and time.monotonic() >= deadline:
+        if not active and deadline is not None and time.monotonic() >= deadline:
             return False
         if active and not open_input and not to_guest:
             deadline = time.monotonic() + _QUIET_SECONDS

@@ -1,16 +1,14 @@
 """What a guest has printed since its VMM was started, from the log or, where there is none, from the console itself."""
 
-import socket
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cocoon._sockets import connect, leave
+from cocoon._console import GuestConsole
 
 if TYPE_CHECKING:
     from cocoon import Backend
-
-_BLOCK = 1 << 16
 
 
 class Printed:
@@ -20,12 +18,11 @@ class Printed:
         from cocoon import InvalidArgument
 
         self._text = b""
-        self._connection: socket.socket | None = None
+        self._open = partial(GuestConsole.of, backend, vm_id)
+        self._console: GuestConsole | None = None
         self._log: Path | None = None
-        try:
+        with suppress(InvalidArgument):
             self._log = Path(backend.console_log_path(vm_id))
-        except InvalidArgument:
-            self._console = Path(backend.console_path(vm_id))
 
     def text(self) -> str:
         """All of it so far."""
@@ -38,14 +35,15 @@ class Printed:
         return self._text.decode(errors="replace")
 
     def _receive(self) -> None:
-        if self._connection is None:
-            self._connection = connect(self._console)
-        while block := self._connection.recv(_BLOCK, socket.MSG_DONTWAIT):
+        if self._console is None:
+            self._console = self._open()
+        while block := self._console.read():
             self._text += block
-        self.close()
+        if block is not None:
+            self.close()
 
     def close(self) -> None:
         """What was printed until now stays."""
-        if self._connection is not None:
-            leave(self._connection)
-            self._connection = None
+        if self._console is not None:
+            self._console.close()
+            self._console = None

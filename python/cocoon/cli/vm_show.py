@@ -109,6 +109,7 @@ def console(session: Session, ref: RefArgument) -> None:
     When the input is a pipe, it is sent to the guest until its end, and the guest's answers are printed until it has
     been quiet for a second.
     """
+    from cocoon._console import GuestConsole
     from cocoon.cli.console import attach
 
     vm, backend = session.find(ref)
@@ -117,7 +118,12 @@ def console(session: Session, ref: RefArgument) -> None:
             f"{vm.name} is {vm.state}: its VMM does not run", code=REFUSED, hint=f"`cocoon vm start {vm.name}` first"
         )
     path = backend.console_path(vm.id)
-    attach(path, vm.name, backend.console_log_path(vm.id) if path.is_fifo() else None)
+    attach(
+        path,
+        vm.name,
+        backend.console_log_path(vm.id) if path.is_fifo() else None,
+        holds_back=GuestConsole.held_back_by(backend),
+    )
 
 
 def print_vms(vms: "list[VM]") -> None:
