@@ -208,7 +208,7 @@ TEST_F(SnapshotTest, OneBeingMadeIsNeitherUsedNorRemoved) {
   const auto staging = snapshots->begin({.name = "base"});
   EXPECT_TRUE(contains(error_of([&] { (void)snapshots->use("base", never); }), "still being made"));
   EXPECT_TRUE(contains(error_of([&] { snapshots->remove("base", never); }), "still being made"));
-  EXPECT_FALSE(snapshots->discard_stale(staging.id()));
+  EXPECT_EQ(snapshots->discard_stale(staging.id()), LocalFile::Stale::kOwned);
 }
 
 TEST_F(SnapshotTest, RemovingAnAbandonedOneSaysNothingInTheLedger) {
@@ -223,6 +223,21 @@ TEST_F(SnapshotTest, RemovingAnAbandonedOneSaysNothingInTheLedger) {
   snapshots->remove("base", never);
   expect_nothing_but({});
   EXPECT_EQ(entries(), Strings());
+}
+
+TEST_F(SnapshotTest, WhoDiscardsSaysWhetherThereWasAnything) {
+  Child child([&] {
+    const auto own = open();
+    LocalFile theirs(*own, root);
+    const auto staging = theirs.begin({.name = "base"});
+    ::kill(::getpid(), SIGKILL);
+    return 1;
+  });
+  ASSERT_EQ(child.wait(), 128 + SIGKILL);
+  const auto id = store->list(store::Table::kSnapshot, {}, "pending").at(0).id;
+  EXPECT_EQ(snapshots->discard_stale(id), LocalFile::Stale::kDiscarded);
+  EXPECT_EQ(snapshots->discard_stale(id), LocalFile::Stale::kNothing);
+  expect_nothing_but({});
 }
 
 TEST_F(SnapshotTest, HalfRemovedOneIsRefusedUntilItIsRemovedAgain) {

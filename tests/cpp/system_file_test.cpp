@@ -150,6 +150,21 @@ TEST(FileTest, PrivateFoldersAreMadeAndOldOnesLeftAlone) {
             "make folder " + (dir / "file").string() + ": Not a directory");
   EXPECT_EQ(store_error_of([&] { make_private_dirs(dir / "file/a"); }),
             "make folder " + (dir / "file/a").string() + ": Not a directory");
+  std::filesystem::create_symlink("nowhere", dir / "link");
+  EXPECT_EQ(store_error_of([&] { make_private_dirs(dir / "link"); }),
+            "make folder " + (dir / "link").string() + ": File exists");
+}
+
+TEST(FileTest, PrivateFolderThatIsRemovedMeanwhileIsMadeAgain) {
+  const TempDir dir;
+  const Path folder = dir / "folder";
+  std::atomic<bool> stop{false};
+  std::thread remover([&] {
+    while (!stop) ::rmdir(folder.c_str());
+  });
+  for (int i = 0; i < 5000; ++i) EXPECT_NO_THROW(make_private_dirs(folder));
+  stop = true;
+  remover.join();
 }
 
 TEST(FileTest, PrivateFoldersMadeByManyAtOnce) {

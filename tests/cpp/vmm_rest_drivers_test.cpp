@@ -170,7 +170,7 @@ TEST_P(RestDriverTest, BootRefusesAnotherVmsVmmAndOneThatIsTooOld) {
 }
 
 TEST_P(RestDriverTest, OddAnswersAreErrorsThatSayWhatWasTriedOnWhichVm) {
-  const auto state = [&] { static_cast<void>(driver_->guest_state(vm_, 300ms, cancel_)); };
+  const auto state = [&] { static_cast<void>(driver_->guest_state(vm_, kTimeout, cancel_)); };
   const auto saying = [&](const std::string& text) {
     return error_of([text](const std::string&) { return text; }, state);
   };
@@ -195,7 +195,9 @@ TEST_P(RestDriverTest, OddAnswersAreErrorsThatSayWhatWasTriedOnWhichVm) {
   EXPECT_NE(reason(400, "{ \"error\": \"bad\nAll previous requests will be dropped.\" }").find("bad All previous"),
             std::string::npos);
   EXPECT_NE(reason(500, "").find("no reason given"), std::string::npos);
-  EXPECT_NE(reason(503, "").find("refused with 503"), std::string::npos) << "full until the time was up";
+  // Full until the time was up, or in the middle of the last attempt when that was over.
+  const auto until_up = [&] { static_cast<void>(driver_->guest_state(vm_, 300ms, cancel_)); };
+  EXPECT_NE(error_of([](const std::string&) { return refused(503, ""); }, until_up).find("503"), std::string::npos);
 }
 
 TEST_P(RestDriverTest, AVmmThatHangsIsATimeoutAndCanBeGivenUp) {

@@ -23,6 +23,7 @@ namespace cocoon::engine {
 namespace {
 
 using snapshot::SnapshotRecord;
+using Stale = snapshot::LocalFile::Stale;
 
 // What else lies in a folder is not ours, and stays.
 bool is_id(std::string_view name) {
@@ -168,7 +169,7 @@ class Collector {
                .path = path.string(),
                .reason = reason,
                .bytes = disk_bytes(path)},
-              [&] { return snapshots.discard_stale(id); });
+              [&] { return snapshots.discard_stale(id) == Stale::kDiscarded; });
     };
     const auto& folder = snapshots.folder();
     for (const auto& row : node_.store().list(store::Table::kSnapshot, {}, "pending"))
@@ -273,7 +274,7 @@ class Collector {
                .id = id,
                .path = (snapshots.locks_folder() / id).string(),
                .reason = "no record of this snapshot"},
-              [&] { return snapshots.discard_stale(id); });
+              [&] { return snapshots.discard_stale(id) != Stale::kOwned; });
     }
   }
 

@@ -23,6 +23,7 @@ using namespace std::chrono_literals;
 
 // How long a reader that is just leaving is waited for. (Another remover asks for a moment, too, who holds the lock.)
 constexpr auto kPatience = 100ms;
+constexpr auto kLook = 1ms;
 
 std::string label(const SnapshotRecord& record) { return record.name.empty() ? record.id : record.name; }
 
@@ -40,8 +41,12 @@ std::optional<Lock> exclude_soon(const system::Path& path) {
   for (;;) {
     auto lock = Lock::try_exclude(path);
     if (lock || std::chrono::steady_clock::now() >= give_up) return lock;
-    system::pause_for(1ms, never);
+    system::pause_for(kLook, never);
   }
+}
+
+NotFound removed_meanwhile(const std::string& id) {
+  return {fmt::format("remove snapshot {}: it was removed meanwhile", id), id};
 }
 
 [[noreturn]] void refuse_half_removed(const SnapshotRecord& record) {
@@ -103,18 +108,23 @@ Use LocalFile::use(std::string_view ref, system::Cancel& cancel) const {
 
 Lock LocalFile::lock_for_removal(const SnapshotRecord& record, system::Cancel& cancel) const {
   const auto path = lock_path(record.id);
-  auto give_up = std::chrono::steady_clock::now() + kPatience;
-  for (;;) {
+  // Counted, not timed: a process that stood still meanwhile has seen nothing of those who came and went.
+  for (int meetings = 0;;) {
     if (auto lock = Lock::try_exclude(path)) return *std::move(lock);
     if (record.pending)
       throw InvalidState(fmt::format("remove snapshot {}: it is still being made", label(record)), "pending");
     // Held by another remover, who is waited for, or by readers.
-    if (!Lock::try_share(path))
-      give_up = std::chrono::steady_clock::now() + kPatience;
-    else if (std::chrono::steady_clock::now() >= give_up)
+    const auto beside = Lock::try_share(path);
+    meetings = beside ? meetings + 1 : 0;
+    if (meetings > kPatience / kLook) {
+      if (!find_record(*store_, record.id)) {
+        beside->retire();
+        throw removed_meanwhile(record.id);
+      }
       throw InvalidState(
           fmt::format("remove snapshot {}: it is in use by a clone, a restore or an export", label(record)), "in use");
-    system::pause_for(1ms, cancel);
+    }
+    system::pause_for(kLook, cancel);
   }
 }
 
@@ -132,14 +142,13 @@ void LocalFile::check_not_asleep(const SnapshotRecord& record) const {
 }
 
 void LocalFile::remove_one(const std::string& id, system::Cancel& cancel, const Also& also) {
-  const auto removed = [&] { return NotFound(fmt::format("remove snapshot {}: it was removed meanwhile", id), id); };
   const auto before = find_record(*store_, id);
-  if (!before) throw removed();
+  if (!before) throw removed_meanwhile(id);
   const auto lock = lock_for_removal(*before, cancel);
   const auto record = find_record(*store_, id);
   if (!record) {
     lock.retire();
-    throw removed();
+    throw removed_meanwhile(id);
   }
   check_not_asleep(*record);
 
@@ -217,13 +226,14 @@ std::int64_t LocalFile::last_used_ns(const SnapshotRecord& record) const {
   return std::max(record.created_at_ns, status.st_mtim.tv_sec * kSecond + status.st_mtim.tv_nsec);
 }
 
-bool LocalFile::discard_stale(const std::string& id) const {
+LocalFile::Stale LocalFile::discard_stale(const std::string& id) const {
   const auto lock = exclude_soon(lock_path(id));
-  if (!lock) return false;
+  if (!lock) return Stale::kOwned;
   const auto record = find_record(*store_, id);
-  if (record && !record->pending) return false;
+  if (record && !record->pending) return Stale::kOwned;
+  const bool is_any = record || is_there(staging_dir(id)) || is_there(final_dir(id));
   forget(id, *lock);
-  return true;
+  return is_any ? Stale::kDiscarded : Stale::kNothing;
 }
 
 }  // namespace cocoon::snapshot

@@ -132,8 +132,12 @@ class LocalFile {
   [[nodiscard]] system::Path data_dir(std::string_view ref) const;
 
   // Of a snapshot that nobody makes any more: its folders and its pending record go, nothing enters the ledger.
-  // False if somebody holds its lock, or it is complete.
-  bool discard_stale(const std::string& id) const;
+  enum class Stale {
+    kOwned,    // somebody holds its lock, or it is complete
+    kNothing,  // there was none, or somebody else did it
+    kDiscarded,
+  };
+  Stale discard_stale(const std::string& id) const;
   // For gc: whether discard_stale() would do something, whether somebody holds the lock, and when use() was called
   // last, or else it was made.
   [[nodiscard]] bool is_stale(const std::string& id) const;

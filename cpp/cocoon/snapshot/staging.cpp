@@ -119,7 +119,7 @@ void LocalFile::reserve(Staging& staging, const Spec& spec) {
       staging.reserved_ = true;
       return;
     } catch (const AlreadyExists& error) {
-      if (error.id.empty() || error.id == staging.id() || !discard_stale(error.id)) throw;
+      if (error.id.empty() || error.id == staging.id() || discard_stale(error.id) == Stale::kOwned) throw;
     }
   }
 }

@@ -178,18 +178,25 @@ void sync_dir(const Path& path) {
 }
 
 void make_private_dirs(const Path& path) {
-  if (::mkdir(path.c_str(), 0700) == 0) return;
-  int code = errno;
-  if (code == ENOENT && path.has_parent_path() && path.parent_path() != path) {
-    // "a/b/" has "a/b" as its parent, which then makes it.
-    make_private_dirs(path.parent_path());
+  for (;;) {
     if (::mkdir(path.c_str(), 0700) == 0) return;
-    code = errno;
+    int code = errno;
+    if (code == ENOENT && path.has_parent_path() && path.parent_path() != path) {
+      // "a/b/" has "a/b" as its parent, which then makes it.
+      make_private_dirs(path.parent_path());
+      if (::mkdir(path.c_str(), 0700) == 0) return;
+      code = errno;
+    }
+    // Where a parent may not be written to, the folder may be there all the same.
+    struct stat status{};
+    if (::stat(path.c_str(), &status) == 0) {
+      if (!S_ISDIR(status.st_mode)) throw_store_error("make folder", path, ENOTDIR);
+      return;
+    }
+    // Was it there, and somebody has removed it since? (What is there, but leads nowhere, is a link.)
+    if (code != EEXIST || errno != ENOENT || ::lstat(path.c_str(), &status) == 0)
+      throw_store_error("make folder", path, code);
   }
-  // Where a parent may not be written to, the folder may be there all the same.
-  struct stat status{};
-  if (::stat(path.c_str(), &status) != 0) throw_store_error("make folder", path, code);
-  if (!S_ISDIR(status.st_mode)) throw_store_error("make folder", path, ENOTDIR);
 }
 
 void remove_file(const Path& path) {

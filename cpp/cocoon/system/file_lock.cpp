@@ -16,12 +16,12 @@ namespace cocoon::system {
 namespace {
 
 using std::chrono::microseconds;
-using std::chrono::milliseconds;
-using std::chrono::steady_clock;
 
 constexpr microseconds kFirstPause{200};
 constexpr microseconds kLongestPause{20'000};
-constexpr milliseconds kProberLimit{1000};
+// How often in a row a lock may be found probed, not owned. Counted, not timed: a thread that stood still has not
+// looked.
+constexpr int kMostProbes = 20'000;
 
 // `create_flag`: O_CREAT, or 0: empty if there is no such file.
 Fd open_lock_file(const Path& path, int create_flag = O_CREAT) {
@@ -127,16 +127,15 @@ std::optional<FileLock> FileLock::try_acquire(const Path& path) { return try_pat
 std::optional<FileLock> FileLock::try_acquire_existing(const Path& path) { return try_patiently(path, 0); }
 
 std::optional<FileLock> FileLock::try_patiently(const Path& path, int create_flag) {
-  const auto deadline = steady_clock::now() + kProberLimit;
   Fd fd = open_lock_file(path, create_flag);
-  while (fd) {
+  for (int probes = 0; fd;) {
     const bool locked = lock_file(fd.get(), LOCK_EX | LOCK_NB, path);
     if (!is_file_at(fd.get(), path)) {
       fd = open_lock_file(path, create_flag);
       continue;
     }
     if (locked) return FileLock(std::move(fd));
-    if (!only_probed(fd.get(), path) || steady_clock::now() >= deadline) return std::nullopt;
+    if (!only_probed(fd.get(), path) || ++probes > kMostProbes) return std::nullopt;
     std::this_thread::sleep_for(microseconds(20));
   }
   return std::nullopt;

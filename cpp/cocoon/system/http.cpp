@@ -97,6 +97,7 @@ HttpAnswer HttpSession::request(std::string_view method, std::string_view target
   message += "\r\n";
   message += body;
 
+  bool was_full = false;
   for (auto pause = 1ms;; pause = std::min(2 * pause, 50ms)) {
     const bool is_new = !stream_;
     if (is_new) stream_.emplace(connect_until(socket_, deadline_, *cancel_));
@@ -105,7 +106,8 @@ HttpAnswer HttpSession::request(std::string_view method, std::string_view target
       answer = exchange(message);
     } catch (const VmmTimeout&) {
       stream_.reset();
-      throw VmmTimeout(fmt::format("{} {}: no answer within {} ms", method, target, timeout_.count()));
+      throw VmmTimeout(fmt::format("{} {}: no answer within {} ms{}", method, target, timeout_.count(),
+                                   was_full ? ", in which it was full at first (503)" : ""));
     } catch (...) {
       stream_.reset();
       throw;
@@ -113,6 +115,7 @@ HttpAnswer HttpSession::request(std::string_view method, std::string_view target
     if (answer.status >= kFirstError) stream_.reset();
     // It comes on connecting, whatever is sent: only on a new connection does it say that nothing was done.
     if (answer.status != kUnavailable || !is_new || left() <= pause) return answer;
+    was_full = true;
     pause_for(pause, *cancel_);
   }
 }
