@@ -103,13 +103,14 @@ Console Console::socket(const std::string& path) {
 }
 
 void Console::write(std::string_view bytes) {
+  if (bytes.empty()) return;
   if (listener_) {
     if (had_client_ && !out_) return;
     if (waiting_.size() + bytes.size() <= kMostWaitingBytes) waiting_ += bytes;
     flush();
     return;
   }
-  if (!out_ || bytes.empty()) return;
+  if (!out_) return;
   // What a full pipe does not take is lost, as with the VMMs. SIGPIPE is ignored.
   [[maybe_unused]] const ssize_t written = ::write(out_.get(), bytes.data(), bytes.size());
 }

@@ -282,10 +282,12 @@ def test_a_console_that_is_read_slowly_loses_nothing(tmp_root: Path) -> None:
     with running(vmms.binaries[CLOUD_HYPERVISOR], CLOUD_HYPERVISOR, tmp_root / "vm") as vmm:
         boot(vmm, vmms.kernel)
         with connect(vmm.folder / "console.sock", DEADLINE) as slow:
-            before = -1
-            while before < (before := queued(slow)):  # until no more fits
-                time.sleep(0.5)
+            before, now = -1, 0
+            while now != before or not now:  # until no more fits
+                time.sleep(1)
+                before, now = now, queued(slow)
             assert vmm.request("PUT", "vm.pause").status == 204
+            assert vmm.state == "Paused"  # asked when all is said that was to be said before the pause
             seen = slow.recv(1 << 20)
             # The rest stays where it is until the guest prints more, or somebody else comes.
             assert select.select([slow], [], [], 0.1)[0] == []
