@@ -169,7 +169,7 @@ class Checks:
         left = sweep(temporary)
         counts = read_junit(report) if report.exists() else Counts()
         if message and counts.failures:
-            message = described(counts.failures, LOGS / f"{name}.log")
+            message = f"{message.splitlines()[0]}\n\n{described(counts.failures)}"
         if left:
             with (LOGS / f"{name}.log").open("a") as log:
                 print("\nleft behind:", *left, sep="\n  ", file=log)
@@ -202,7 +202,7 @@ class Checks:
                 raise
         if status not in allowed:
             log_text = (LOGS / f"{name}.log").read_text(encoding="utf-8", errors="replace")
-            raise Failed(f"status {status}; build/logs/{name}.log ends with:\n{tail(log_text)}")
+            raise Failed(f"status {status}, see build/logs/{name}.log\n{tail(log_text)}")
 
     def kill(self) -> None:
         if self.child is not None and self.child.poll() is None:
@@ -266,11 +266,11 @@ def tail(text: str) -> str:
     return "\n".join("  " + line for line in text.splitlines()[-TAIL:])
 
 
-def described(failures: Mapping[str, str], log: Path) -> str:
+def described(failures: Mapping[str, str]) -> str:
     """What the failed tests said: the end of a log is mostly about those that passed."""
     shown = [f"{name}\n{tail(said)}" for name, said in list(failures.items())[:SHOWN_FAILURES]]
-    more = len(failures) - len(shown)
-    return "\n\n".join([*shown, f"{f'{more} more in ' if more else ''}{log.relative_to(ROOT)}"])
+    more = [f"and {len(failures) - len(shown)} more"] if len(failures) > len(shown) else []
+    return "\n\n".join([*shown, *more])
 
 
 def cpp_files() -> list[Path]:

@@ -105,8 +105,8 @@ Console Console::socket(const std::string& path) {
 void Console::write(std::string_view bytes) {
   if (bytes.empty()) return;
   if (listener_) {
-    if (had_client_ && !out_) return;
-    if (waiting_.size() + bytes.size() <= kMostWaitingBytes) waiting_ += bytes;
+    waiting_ += bytes;
+    if (waiting_.size() > kMostWaitingBytes) waiting_.erase(0, waiting_.size() - kMostWaitingBytes);
     flush();
     return;
   }
@@ -146,7 +146,6 @@ std::string Console::read(const std::vector<pollfd>& polls) {
     system::Fd client(::accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
     if (client) {
       out_ = std::move(client);  // and the one before it is gone
-      had_client_ = true;
       flush();
     }
   }

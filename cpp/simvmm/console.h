@@ -2,7 +2,8 @@
 // Where the guest's serial line ends: nowhere, a pair of descriptors, a file, a pseudo-terminal, or a UNIX socket that
 // one client at a time has. A reader that does not read never stops the guest: what does not fit is lost. Not so with a
 // socket, as with Cloud Hypervisor 53: there it waits until the guest prints more or a new client comes, as does what
-// was printed before the first one came. A client that leaves with something unread (a reset) is the last one.
+// is printed while there is no client; the oldest goes when it is too much. A client that leaves with something unread
+// (a reset) is the last one.
 
 #include <poll.h>
 
@@ -56,7 +57,6 @@ class Console {
   system::Fd listener_;
   bool both_ways_ = false;
   std::string waiting_;  // for the client of a socket
-  bool had_client_ = false;
   bool was_reset_ = false;
 };
 

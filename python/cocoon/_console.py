@@ -16,10 +16,9 @@ if TYPE_CHECKING:
 _BLOCK = 1 << 16
 # How long a VMM may take to notice that its console's client leaves.
 _LEAVE_SECONDS = 1.0
-# So much at once may have been all that there was room for: a socket takes some 280 messages, be they of one byte.
-_MUCH = 100
-# How long nothing comes until more is asked for; the second time it is known that more may come.
+# As long as this nothing comes before another connection is tried; the VMM may take as long for each step of that.
 _QUIET_SECONDS = 0.2
+# The same once it is known that something was held back.
 _AGAIN_SECONDS = 0.02
 
 
@@ -27,7 +26,8 @@ class GuestConsole:
     """One client. `holds_back`: the VMM is a Cloud Hypervisor, which has two ways of its own (seen with 53).
 
     What a client that reads slowly has no room for stays in the VMM until the guest prints more or another client
-    comes. So where much has come at once and then nothing, we come once more, as one who replaces us.
+    comes. So where a full socket was read and then nothing comes, we come once more, as one who replaces us. (What the
+    guest prints in the very moment of that may be lost, if nothing was held back.)
 
     And a client that closes the connection with something unread, which resets it, is the last one until the guest
     restarts. So we end our side, and close when the VMM has ended the other one.
@@ -39,8 +39,11 @@ class GuestConsole:
         self._timeout = timeout
         self._holds_back = holds_back
         self._socket = self._connect(timeout)
+        # A message takes some 770 bytes of the sender's room, be it of one byte; ours is as large as the VMM's.
+        self._much = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) // 1024
         self._look_at: float | None = None
         self._came_again = False
+        self._received = 0  # since we came again
 
     @classmethod
     def of(cls, backend: "Backend", vm_id: str, timeout: float | None = None) -> Self:
@@ -77,35 +80,45 @@ class GuestConsole:
         select.select([self], [], [], seconds if look_after is None else min(seconds, look_after))
 
     def read(self) -> bytes | None:
-        """What has come. Does not wait. None: nothing. b"": the VMM has closed the console."""
+        """What has come. None: nothing. b"": the VMM has closed the console. Waits only where it comes again, and there
+        less than half a second."""
         try:
             block = self._socket.recv(_BLOCK, socket.MSG_DONTWAIT)
         except BlockingIOError:
             return self._look_again()
         except ConnectionResetError:
             return b""
-        if self._holds_back and (self._look_at is not None or len(block) >= _MUCH):
-            self._look_at = time.monotonic() + (_AGAIN_SECONDS if self._came_again else _QUIET_SECONDS)
-            self._came_again = False
+        self._received += len(block)
+        if self._came_again:
+            if self._received >= self._much:  # and there may be more
+                self._came_again = False
+                self._look_at = time.monotonic() + _AGAIN_SECONDS
+        elif self._look_at is not None or (self._holds_back and len(block) >= self._much):
+            self._look_at = time.monotonic() + _QUIET_SECONDS
         return block
 
     def _look_again(self) -> bytes | None:
         if self._look_at is None or time.monotonic() < self._look_at:
             return None
         if self._came_again:
-            # Not even another client was given anything: there is no more.
-            self._look_at, self._came_again = None, False
+            self._look_at, self._came_again = None, False  # it has given us all it had
             return None
-        self._look_at, self._came_again = time.monotonic() + _QUIET_SECONDS, True
+        self._look_at, self._came_again, self._received = time.monotonic() + _QUIET_SECONDS, True, 0
         with suppress(OSError):  # the guest has ended: so will this connection
-            replacing = self._connect(_LEAVE_SECONDS)
+            replacing = self._connect(_QUIET_SECONDS)
             with self._socket as replaced:
                 self._socket = replacing
-                return _read_to_end(replaced) or None
+                return _read_to_end(replaced, _QUIET_SECONDS) or None
         return None
+
+    def _is_spoken_to(self) -> None:
+        # What the VMM has not read yet would be lost with the connection.
+        if self._look_at is not None:
+            self._look_at = time.monotonic() + _QUIET_SECONDS
 
     def write(self, data: bytes) -> int:
         """How much of it was taken. Does not wait. Raises BrokenPipeError when nobody is there to take it."""
+        self._is_spoken_to()
         try:
             return self._socket.send(data, socket.MSG_DONTWAIT)
         except BlockingIOError:
@@ -115,6 +128,7 @@ class GuestConsole:
 
     def say(self, text: str) -> None:
         """Writes all of it. Raises OSError."""
+        self._is_spoken_to()
         self._socket.settimeout(self._timeout)
         self._socket.sendall(text.encode())
         self._socket.settimeout(None)
@@ -127,13 +141,13 @@ def leave(connection: socket.socket) -> None:
     """Closes a connection to a guest's console after the VMM has let go of it, which takes a second at most."""
     with connection, suppress(OSError):
         connection.shutdown(socket.SHUT_WR)
-        _read_to_end(connection)
+        _read_to_end(connection, _LEAVE_SECONDS)
 
 
-def _read_to_end(connection: socket.socket) -> bytes:
-    """All that still comes, for a second at most."""
+def _read_to_end(connection: socket.socket, seconds: float) -> bytes:
+    """All that still comes, for so long at most."""
     heard = b""
-    deadline = time.monotonic() + _LEAVE_SECONDS
+    deadline = time.monotonic() + seconds
     with suppress(OSError):
         while (left := deadline - time.monotonic()) > 0:
             connection.settimeout(left)

@@ -1,6 +1,7 @@
 #include <sys/stat.h>
 
 #include <atomic>
+#include <optional>
 #include <thread>
 
 #include <fmt/format.h>
@@ -314,6 +315,32 @@ TEST_F(SnapshotTest, ManyProcessesThatRemoveOneStopItOnce) {
     EXPECT_EQ(entries().size(), 2U * static_cast<std::size_t>(round + 1));
     expect_nothing_but({});
   }
+}
+
+TEST_F(SnapshotTest, RemoversDoNotTakeEachOtherForReaders) {
+  const int rounds = 10;
+  std::atomic<int> refused{0};
+  for (int round = 0; round < rounds; ++round) {
+    make("base");
+    std::optional<Use> use(snapshots->use("base", never));
+    std::vector<std::thread> threads;
+    for (int i = 0; i < 4; ++i)
+      threads.emplace_back([&] {
+        try {
+          system::Cancel own;
+          snapshots->remove("base", own);
+        } catch (const NotFound&) {  // another was first
+        } catch (const InvalidState&) {
+          ++refused;
+        }
+      });
+    system::pause_for(std::chrono::milliseconds(10), never);  // all of them look by now
+    use.reset();
+    for (auto& thread : threads) thread.join();
+    if (!snapshots->list().empty()) snapshots->remove("base", never);
+  }
+  // One may be, where the reader's thread stands still for as long as readers are waited for.
+  EXPECT_LT(refused, rounds);
 }
 
 TEST_F(SnapshotTest, ThreadsThatUseAndRemoveNeverSeeHalfOfIt) {

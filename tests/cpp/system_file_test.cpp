@@ -151,8 +151,10 @@ TEST(FileTest, PrivateFoldersAreMadeAndOldOnesLeftAlone) {
   EXPECT_EQ(store_error_of([&] { make_private_dirs(dir / "file/a"); }),
             "make folder " + (dir / "file/a").string() + ": Not a directory");
   std::filesystem::create_symlink("nowhere", dir / "link");
-  EXPECT_EQ(store_error_of([&] { make_private_dirs(dir / "link"); }),
-            "make folder " + (dir / "link").string() + ": File exists");
+  for (const char* name : {"link", "link/"}) {
+    EXPECT_EQ(store_error_of([&] { make_private_dirs(dir / name); }),
+              "make folder " + (dir / "link").string() + ": File exists");
+  }
 }
 
 TEST(FileTest, PrivateFolderThatIsRemovedMeanwhileIsMadeAgain) {

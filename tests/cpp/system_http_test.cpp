@@ -148,7 +148,7 @@ TEST_F(HttpTest, AServerThatStaysFullIsAnAnswerInTheEnd) {
       200, [](int fd) { static_cast<void>(::send(fd, kFull.data(), kFull.size(), MSG_NOSIGNAL)); });
   const Server server(path_, std::move(scripts));
   try {
-    EXPECT_EQ(get(300ms).status, 503);
+    EXPECT_EQ(get(1s).status, 503);
   } catch (const VmmTimeout& late) {  // in the middle of the last attempt
     EXPECT_NE(std::string(late.what()).find("(503)"), std::string::npos) << late.what();
   }

@@ -196,7 +196,7 @@ TEST_P(RestDriverTest, OddAnswersAreErrorsThatSayWhatWasTriedOnWhichVm) {
             std::string::npos);
   EXPECT_NE(reason(500, "").find("no reason given"), std::string::npos);
   // Full until the time was up, or in the middle of the last attempt when that was over.
-  const auto until_up = [&] { static_cast<void>(driver_->guest_state(vm_, 300ms, cancel_)); };
+  const auto until_up = [&] { static_cast<void>(driver_->guest_state(vm_, 1s, cancel_)); };
   EXPECT_NE(error_of([](const std::string&) { return refused(503, ""); }, until_up).find("503"), std::string::npos);
 }
 

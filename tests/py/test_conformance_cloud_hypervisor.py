@@ -6,6 +6,7 @@ import os
 import select
 import shutil
 import socket
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -233,6 +234,19 @@ def test_whether_the_console_takes_another_client_after_one(cloud_hypervisor: Pa
 
     answered, _ = cloud_hypervisor.both(script)
     assert answered is (leaves != "with something unread")
+
+
+def test_what_is_printed_between_two_clients_waits_for_the_second(cloud_hypervisor: Pair) -> None:
+    def script(vmm: Vmm) -> Any:
+        boot(vmm, cloud_hypervisor.kernel)
+        _, first = console_of(vmm, "tick 1\n")
+        leave(first)
+        time.sleep(2.5)
+        seen, second = console_of(vmm, "tick 4\n")
+        leave(second)
+        return "tick 3\n" in seen
+
+    assert cloud_hypervisor.both(script)
 
 
 def test_a_reset_drops_the_consoles_client(cloud_hypervisor: Pair) -> None:

@@ -80,7 +80,8 @@ class Collector {
   }
 
  private:
-  // Does it unless this is a dry run, and says so. False from `work`: it has found an owner, or is gone.
+  // Does it unless this is a dry run, and says so. `work` returns false when there was an owner after all, or nothing
+  // any more.
   template <typename Work>
   void collect(GcItem item, Work&& work) {
     cancel_.check();
@@ -274,7 +275,11 @@ class Collector {
                .id = id,
                .path = (snapshots.locks_folder() / id).string(),
                .reason = "no record of this snapshot"},
-              [&] { return snapshots.discard_stale(id) != Stale::kOwned; });
+              [&] {
+                std::error_code ignored;
+                return std::filesystem::exists(snapshots.locks_folder() / id, ignored) &&
+                       snapshots.discard_stale(id) != Stale::kOwned;
+              });
     }
   }
 

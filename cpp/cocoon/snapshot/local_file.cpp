@@ -113,10 +113,10 @@ Lock LocalFile::lock_for_removal(const SnapshotRecord& record, system::Cancel& c
     if (auto lock = Lock::try_exclude(path)) return *std::move(lock);
     if (record.pending)
       throw InvalidState(fmt::format("remove snapshot {}: it is still being made", label(record)), "pending");
-    // Held by another remover, who is waited for, or by readers.
-    const auto beside = Lock::try_share(path);
-    meetings = beside ? meetings + 1 : 0;
-    if (meetings > kPatience / kLook) {
+    // Held by another remover, who is waited for, or by readers. (Looking, we are one: not while we pause.)
+    if (const auto beside = Lock::try_share(path); !beside) {
+      meetings = 0;
+    } else if (++meetings > kPatience / kLook) {
       if (!find_record(*store_, record.id)) {
         beside->retire();
         throw removed_meanwhile(record.id);

@@ -178,11 +178,13 @@ void sync_dir(const Path& path) {
 }
 
 void make_private_dirs(const Path& path) {
+  // "a/b/" has "a/b" as its parent. (A slash at the end would follow a link.)
+  if (!path.has_filename() && path.has_parent_path() && path.parent_path() != path)
+    return make_private_dirs(path.parent_path());
   for (;;) {
     if (::mkdir(path.c_str(), 0700) == 0) return;
     int code = errno;
     if (code == ENOENT && path.has_parent_path() && path.parent_path() != path) {
-      // "a/b/" has "a/b" as its parent, which then makes it.
       make_private_dirs(path.parent_path());
       if (::mkdir(path.c_str(), 0700) == 0) return;
       code = errno;

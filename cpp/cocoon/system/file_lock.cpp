@@ -16,12 +16,15 @@ namespace cocoon::system {
 namespace {
 
 using std::chrono::microseconds;
+using std::chrono::milliseconds;
+using std::chrono::steady_clock;
 
 constexpr microseconds kFirstPause{200};
 constexpr microseconds kLongestPause{20'000};
-// How often in a row a lock may be found probed, not owned. Counted, not timed: a thread that stood still has not
-// looked.
-constexpr int kMostProbes = 20'000;
+// How often and how long a lock is waited for that is probed, not owned. Not only timed: a thread that stood still has
+// not looked.
+constexpr int kProbes = 500;
+constexpr milliseconds kProberLimit{1000};
 
 // `create_flag`: O_CREAT, or 0: empty if there is no such file.
 Fd open_lock_file(const Path& path, int create_flag = O_CREAT) {
@@ -128,6 +131,7 @@ std::optional<FileLock> FileLock::try_acquire_existing(const Path& path) { retur
 
 std::optional<FileLock> FileLock::try_patiently(const Path& path, int create_flag) {
   Fd fd = open_lock_file(path, create_flag);
+  const auto deadline = steady_clock::now() + kProberLimit;
   for (int probes = 0; fd;) {
     const bool locked = lock_file(fd.get(), LOCK_EX | LOCK_NB, path);
     if (!is_file_at(fd.get(), path)) {
@@ -135,7 +139,8 @@ std::optional<FileLock> FileLock::try_patiently(const Path& path, int create_fla
       continue;
     }
     if (locked) return FileLock(std::move(fd));
-    if (!only_probed(fd.get(), path) || ++probes > kMostProbes) return std::nullopt;
+    if (!only_probed(fd.get(), path)) return std::nullopt;
+    if (++probes > kProbes && steady_clock::now() >= deadline) return std::nullopt;
     std::this_thread::sleep_for(microseconds(20));
   }
   return std::nullopt;

@@ -34,6 +34,10 @@ def ask(backend: "Backend", vm_id: str, question: str, answer: str, seconds: flo
             time.sleep(_POLL_SECONDS)
         return None
     with GuestConsole.of(backend, vm_id) as console:
+        # What was printed while nobody was there comes first, and is no answer.
+        console.wait(_POLL_SECONDS)
+        while console.read():
+            pass
         console.say(f"{question}\n")
         heard = b""
         while (left := deadline - time.monotonic()) > 0:
