@@ -71,15 +71,7 @@ TEST_F(SnapshotTest, TakenNameIsAlreadyExistsAndNamesItsHolder) {
 }
 
 TEST_F(SnapshotTest, NameThatADeadProcessHadTakenIsFree) {
-  Child child([&] {
-    const auto own = open();
-    LocalFile theirs(*own, root);
-    const auto staging = theirs.begin({.name = "base"});
-    write_file(staging.dir() / "memory", "data");
-    ::kill(::getpid(), SIGKILL);
-    return 1;
-  });
-  ASSERT_EQ(child.wait(), 128 + SIGKILL);
+  abandon("base");
   EXPECT_EQ(store->list(store::Table::kSnapshot, {}, "pending").size(), 1U);
   const auto made = make("base");
   expect_nothing_but({made.id});
@@ -213,28 +205,14 @@ TEST_F(SnapshotTest, OneBeingMadeIsNeitherUsedNorRemoved) {
 }
 
 TEST_F(SnapshotTest, RemovingAnAbandonedOneSaysNothingInTheLedger) {
-  Child child([&] {
-    const auto own = open();
-    LocalFile theirs(*own, root);
-    const auto staging = theirs.begin({.name = "base"});
-    ::kill(::getpid(), SIGKILL);
-    return 1;
-  });
-  ASSERT_EQ(child.wait(), 128 + SIGKILL);
+  abandon("base");
   snapshots->remove("base", never);
   expect_nothing_but({});
   EXPECT_EQ(entries(), Strings());
 }
 
 TEST_F(SnapshotTest, WhoDiscardsSaysWhetherThereWasAnything) {
-  Child child([&] {
-    const auto own = open();
-    LocalFile theirs(*own, root);
-    const auto staging = theirs.begin({.name = "base"});
-    ::kill(::getpid(), SIGKILL);
-    return 1;
-  });
-  ASSERT_EQ(child.wait(), 128 + SIGKILL);
+  abandon("base");
   const auto id = store->list(store::Table::kSnapshot, {}, "pending").at(0).id;
   EXPECT_EQ(snapshots->discard_stale(id), LocalFile::Stale::kDiscarded);
   EXPECT_EQ(snapshots->discard_stale(id), LocalFile::Stale::kNothing);

@@ -1,6 +1,9 @@
 #pragma once
 // A node's root with a store, its ledger and a LocalFile, as snapshot tests need them.
 
+#include <unistd.h>
+
+#include <csignal>
 #include <filesystem>
 #include <memory>
 #include <string>
@@ -45,6 +48,19 @@ class SnapshotTest : public store::StoreTest {
     auto staging = snapshots->begin({.name = name, .hypervisor = "qemu"});
     store::write_file(staging.dir() / "memory", bytes);
     return snapshots->publish(std::move(staging), never);
+  }
+
+  // Another process dies while it makes one of this name.
+  void abandon(const std::string& name) {
+    Child child([&] {
+      const auto own = open();
+      LocalFile theirs(*own, root);
+      const auto staging = theirs.begin({.name = name});
+      store::write_file(staging.dir() / "memory", "data");
+      ::kill(::getpid(), SIGKILL);
+      return 1;
+    });
+    EXPECT_EQ(child.wait(), 128 + SIGKILL);
   }
 
   // Nothing is left of any snapshot but what `ids` name.
