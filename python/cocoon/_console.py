@@ -1,5 +1,6 @@
 """A client of a guest's console, where that is a socket."""
 
+import math
 import select
 import socket
 import time
@@ -37,10 +38,11 @@ class GuestConsole:
         """Raises OSError: nobody listens there; TimeoutError after `timeout` seconds (None: never), as `say` does."""
         self._path = path
         self._timeout = timeout
-        self._holds_back = holds_back
         self._socket = self._connect(timeout)
-        # A message takes some 770 bytes of the sender's room, be it of one byte; ours is as large as the VMM's.
-        self._much = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) // 1024
+        # What may be all that there was room for. A message takes some 770 bytes of the sender's room, be it of one
+        # byte; ours is as large as the VMM's.
+        room = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+        self._much = room // 1024 if holds_back else math.inf
         self._look_at: float | None = None
         self._came_again = False
         self._received = 0  # since we came again
@@ -93,7 +95,7 @@ class GuestConsole:
             if self._received >= self._much:  # and there may be more
                 self._came_again = False
                 self._look_at = time.monotonic() + _AGAIN_SECONDS
-        elif self._look_at is not None or (self._holds_back and len(block) >= self._much):
+        elif self._look_at is not None or len(block) >= self._much:
             self._look_at = time.monotonic() + _QUIET_SECONDS
         return block
 

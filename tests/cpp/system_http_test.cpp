@@ -23,6 +23,7 @@ using namespace std::chrono_literals;
 using namespace testing;
 
 constexpr std::size_t kMaxBody = 1000;
+constexpr std::string_view kFull = "HTTP/1.1 503 \r\nContent-Length: 0\r\n\r\n";
 
 // Serves one connection after the other with the scripts given, each on the descriptor it accepted.
 class Server {
@@ -143,7 +144,6 @@ TEST_F(HttpTest, AFullServerIsAskedAgain) {
 
 TEST_F(HttpTest, AServerThatStaysFullIsAnAnswerInTheEnd) {
   // The last client may have left before it is told.
-  static constexpr std::string_view kFull = "HTTP/1.1 503 \r\nContent-Length: 0\r\n\r\n";
   std::vector<Server::Script> scripts(
       200, [](int fd) { static_cast<void>(::send(fd, kFull.data(), kFull.size(), MSG_NOSIGNAL)); });
   const Server server(path_, std::move(scripts));
@@ -155,7 +155,7 @@ TEST_F(HttpTest, AServerThatStaysFullIsAnAnswerInTheEnd) {
 }
 
 TEST_F(HttpTest, AServerThatWasFullAndThenHangsIsATimeoutThatSaysBoth) {
-  const auto full = [](int fd) { say(fd, "HTTP/1.1 503 \r\nContent-Length: 0\r\n\r\n"); };
+  const auto full = [](int fd) { say(fd, kFull); };
   const auto hang = [](int fd) {
     char c = 0;
     while (::recv(fd, &c, 1, 0) > 0) {

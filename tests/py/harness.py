@@ -11,8 +11,7 @@ import sys
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -193,10 +192,8 @@ def wait_ready(backend: Backend, ref: str, *, seconds: float = 90) -> None:
     pytest.fail(f"the guest never spoke; console: {backend.console_log_path(ref).read_text(errors='replace')[-2000:]}")
 
 
-@contextmanager
-def console(backend: Backend, ref: str) -> Iterator[socket.socket]:
-    with _sockets.connect(backend.console_path(ref), 30) as client:
-        yield client
+def console(backend: Backend, ref: str) -> socket.socket:
+    return _sockets.connect(backend.console_path(ref), 30)
 
 
 def listening(path: Path) -> socket.socket:

@@ -241,7 +241,7 @@ def test_what_is_printed_between_two_clients_waits_for_the_second(cloud_hypervis
         boot(vmm, cloud_hypervisor.kernel)
         _, first = console_of(vmm, "tick 1\n")
         leave(first)
-        time.sleep(2.5)
+        time.sleep(2.5)  # only a client could see that the guest has printed more
         seen, second = console_of(vmm, "tick 4\n")
         leave(second)
         return "tick 3\n" in seen

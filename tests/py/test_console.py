@@ -26,7 +26,6 @@ class Vmm:
     """Its guest's console. A new client replaces the old one, and takes what was held back, as far as there is room."""
 
     def __init__(self, path: Path) -> None:
-        self.heard = b""
         self.clients = 0
         self._held = b""
         self._lock = threading.Lock()

@@ -283,9 +283,13 @@ def test_a_console_that_is_read_slowly_loses_nothing(tmp_root: Path) -> None:
         boot(vmm, vmms.kernel)
         with connect(vmm.folder / "console.sock", DEADLINE) as slow:
             looks = [0, 0, 0]
-            while not looks[-1] == looks[-2] == looks[-3] > 0:  # until no more fits
-                time.sleep(0.5)
+
+            def is_full() -> bool:
+                time.sleep(0.5)  # in which a guest that is heard prints hundreds of lines
                 looks.append(queued(slow))
+                return looks[-1] == looks[-2] == looks[-3] > 0
+
+            until(is_full, "no more fits")
             assert vmm.request("PUT", "vm.pause").status == 204
             assert vmm.state == "Paused"  # asked when all is said that was to be said before the pause
             seen = slow.recv(1 << 20)

@@ -45,20 +45,13 @@ std::string command_line(const VmConfig& config) {
   return config.cmdline + (config.cmdline.empty() ? "" : " ") + "console=ttyS0";
 }
 
-// Of a guest that was booted: it runs or is paused. Errors VmmError: there is none.
-bool is_paused(Rest& api) {
+// Errors VmmError: there is no guest.
+bool is_guest_paused(Rest& api) {
   const auto said = ask_cloud_hypervisor(api);
-  switch (cloud_hypervisor_state(said)) {
-    case GuestState::kRunning:
-      return false;
-    case GuestState::kPaused:
-      return true;
-    case GuestState::kNotBooted:
-    case GuestState::kEnded:
-      break;
-  }
-  throw VmmError(fmt::format("the guest is not running (Cloud Hypervisor says '{}')", said.value_or("no VM")), 0,
-                 said.value_or(""));
+  return is_paused(
+      cloud_hypervisor_state(said),
+      VmmError(fmt::format("the guest is not running (Cloud Hypervisor says '{}')", said.value_or("no VM")), 0,
+               said.value_or("")));
 }
 
 json payload(const VmConfig& config) {
@@ -190,21 +183,21 @@ GuestState CloudHypervisor::guest_state(const VmRecord& vm, milliseconds timeout
 void CloudHypervisor::pause(const VmRecord& vm, milliseconds timeout, Cancel& cancel) const {
   about("pause", vm, [&] {
     Rest api = connect_cloud_hypervisor(api_socket(vm), timeout, cancel);
-    if (!is_paused(api)) api.put("/api/v1/vm.pause");
+    if (!is_guest_paused(api)) api.put("/api/v1/vm.pause");
   });
 }
 
 void CloudHypervisor::resume(const VmRecord& vm, milliseconds timeout, Cancel& cancel) const {
   about("resume", vm, [&] {
     Rest api = connect_cloud_hypervisor(api_socket(vm), timeout, cancel);
-    if (is_paused(api)) api.put("/api/v1/vm.resume");
+    if (is_guest_paused(api)) api.put("/api/v1/vm.resume");
   });
 }
 
 void CloudHypervisor::request_power_off(const VmRecord& vm, milliseconds timeout, Cancel& cancel) const {
   about("power off", vm, [&] {
     Rest api = connect_cloud_hypervisor(api_socket(vm), timeout, cancel);
-    if (is_paused(api)) api.put("/api/v1/vm.resume");
+    if (is_guest_paused(api)) api.put("/api/v1/vm.resume");
     api.put("/api/v1/vm.power-button");
   });
 }

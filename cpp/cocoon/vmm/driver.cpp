@@ -29,6 +29,19 @@ constexpr std::array<Known, 3> kKnown{{
 
 }  // namespace
 
+bool is_paused(GuestState state, const VmmError& no_guest) {
+  switch (state) {
+    case GuestState::kRunning:
+      return false;
+    case GuestState::kPaused:
+      return true;
+    case GuestState::kNotBooted:
+    case GuestState::kEnded:
+      break;
+  }
+  throw VmmError(no_guest);
+}
+
 bool Driver::works_in(const system::ProcessInfo& process, const system::Path& run_dir) {
   if (process.cwd.empty()) return false;
   if (process.cwd == run_dir.lexically_normal()) return true;

@@ -13,6 +13,7 @@
 #include <string_view>
 #include <vector>
 
+#include "cocoon/error.h"
 #include "cocoon/lifecycle/record.h"
 #include "cocoon/system/cancel.h"
 #include "cocoon/system/fd.h"
@@ -23,6 +24,9 @@ namespace cocoon::vmm {
 
 // What the VMM says of its guest. A VMM exists before its guest runs.
 enum class GuestState { kNotBooted, kRunning, kPaused, kEnded };
+
+// Of a guest that was booted: it is paused, or it runs. Errors `no_guest`, where there is none.
+bool is_paused(GuestState state, const VmmError& no_guest);
 
 // What the engine spawns. The run dir is the working directory.
 struct Command {

@@ -202,17 +202,8 @@ void Firecracker::resume(const VmRecord& vm, milliseconds timeout, Cancel& cance
 void Firecracker::request_power_off(const VmRecord& vm, milliseconds timeout, Cancel& cancel) const {
   about("power off", vm, [&] {
     Rest api = connect_firecracker(api_socket(vm), timeout, cancel);
-    switch (firecracker_state(api.get("/"))) {
-      case GuestState::kPaused:
-        api.patch("/vm", {{"state", "Resumed"}});
-        [[fallthrough]];
-      case GuestState::kRunning:
-        api.put("/actions", {{"action_type", "SendCtrlAltDel"}});
-        return;
-      case GuestState::kNotBooted:
-      case GuestState::kEnded:
-        throw VmmError("no guest runs");
-    }
+    if (is_paused(firecracker_state(api.get("/")), VmmError("no guest runs"))) api.patch("/vm", {{"state", "Resumed"}});
+    api.put("/actions", {{"action_type", "SendCtrlAltDel"}});
   });
 }
 

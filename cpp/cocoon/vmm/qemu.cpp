@@ -53,20 +53,12 @@ bool knows_sandbox(const Path& binary) {
   return entry->second;
 }
 
-// Of a guest that was booted: it runs or is paused. Errors VmmError: there is none. "stop" would hide that it never
-// booted, and "system_powerdown" be accepted without anybody to hear of it.
-bool is_paused(Qmp& qmp) {
+// Errors VmmError: there is no guest. "stop" would hide that it never booted, and "system_powerdown" be accepted
+// without anybody to hear of it.
+bool is_guest_paused(Qmp& qmp) {
   const std::string status = status_of(qmp);
-  switch (meaning_of(status)) {
-    case GuestState::kRunning:
-      return false;
-    case GuestState::kPaused:
-      return true;
-    case GuestState::kNotBooted:
-    case GuestState::kEnded:
-      break;
-  }
-  throw VmmError(fmt::format("the guest is not running (QEMU says '{}')", status), 0, status);
+  return is_paused(meaning_of(status),
+                   VmmError(fmt::format("the guest is not running (QEMU says '{}')", status), 0, status));
 }
 
 }  // namespace
@@ -123,21 +115,21 @@ GuestState Qemu::guest_state(const VmRecord& vm, milliseconds timeout, Cancel& c
 void Qemu::pause(const VmRecord& vm, milliseconds timeout, Cancel& cancel) const {
   about("pause", vm, [&] {
     Qmp qmp = Qmp::connect(api_socket(vm), timeout, cancel);
-    if (!is_paused(qmp)) qmp.execute("stop");
+    if (!is_guest_paused(qmp)) qmp.execute("stop");
   });
 }
 
 void Qemu::resume(const VmRecord& vm, milliseconds timeout, Cancel& cancel) const {
   about("resume", vm, [&] {
     Qmp qmp = Qmp::connect(api_socket(vm), timeout, cancel);
-    if (is_paused(qmp)) qmp.execute("cont");
+    if (is_guest_paused(qmp)) qmp.execute("cont");
   });
 }
 
 void Qemu::request_power_off(const VmRecord& vm, milliseconds timeout, Cancel& cancel) const {
   about("power off", vm, [&] {
     Qmp qmp = Qmp::connect(api_socket(vm), timeout, cancel);
-    if (is_paused(qmp)) qmp.execute("cont");
+    if (is_guest_paused(qmp)) qmp.execute("cont");
     qmp.execute("system_powerdown");
   });
 }
